@@ -1,0 +1,263 @@
+"""The whole spec: four choices that fit together, what they imply, and their JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
+
+from polyhead.errors import SpecError
+from polyhead.spec import links, pattern, position, scaling, storage, weighting
+from polyhead.spec.choice import Choice, as_float, as_int, one_of
+from polyhead.spec.pattern import Full, Pattern
+from polyhead.spec.position import NoPosition, Position, RelativeBias, Rotary, ShawBias
+from polyhead.spec.rules import Choices, refusal
+from polyhead.spec.storage import Grouped, Latent, Storage
+from polyhead.spec.weighting import Differential, Linear, Softmax, Weighting
+
+T = TypeVar("T", bound=Choice)
+
+SCHEMA = 1
+"""Version of the JSON form. Files of every earlier version stay readable."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class AttentionSpec(Choice):
+    """An attention mechanism as four choices.
+
+    ::
+
+        spec = AttentionSpec(storage=Grouped(num_heads=32, num_kv_heads=8, head_dim=128),
+                             position=Rotary(theta=500_000.0), pattern=Causal())
+        AttentionSpec.from_json(spec.to_json()) == spec    # True
+
+    Attributes:
+        storage: What is stored, and shared between heads.
+        position: What goes into queries and keys, or is added to the score, to tell positions apart.
+        pattern: Which pairs may meet.
+        weighting: How scores become weights.
+
+    Raises SpecError where the four are not defined together; see `polyhead.spec.rules`.
+    """
+
+    storage: Storage
+    position: Position = NoPosition()
+    pattern: Pattern = Full()  # noqa: RUF009 - frozen
+    weighting: Weighting = Softmax()
+
+    def __post_init__(self) -> None:
+        kinds = {"storage": Storage, "position": Position, "pattern": Pattern, "weighting": Weighting}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                examples = {"storage": "Grouped(num_heads=8, head_dim=64)", "position": "Rotary()"}
+                examples |= {"pattern": "Causal()", "weighting": "Softmax()"}
+                raise SpecError(f"{name}={getattr(self, name)!r} is not a {name}; use for example {examples[name]}")
+        if isinstance(self.storage, Grouped) and self.storage.v_head_dim == self._default_v_head_dim:
+            object.__setattr__(self, "storage", dataclasses.replace(self.storage, v_head_dim=None))
+        if found := refusal(Choices(**{name: getattr(self, name) for name in kinds})):
+            nearest = AttentionSpec(**{name: getattr(found.nearest, name) for name in kinds})
+            raise SpecError(f"{found.reason}; the nearest legal spec is {nearest!r}")
+
+    @property
+    def _default_v_head_dim(self) -> int:
+        assert isinstance(self.storage, Grouped)
+        return self.storage.head_dim * self.num_maps
+
+    @property
+    def num_maps(self) -> int:
+        """Score maps behind one output head: 2 with differential weighting, else 1."""
+        return 2 if isinstance(self.weighting, Differential) else 1
+
+    @property
+    def num_heads(self) -> int:
+        """Number of output heads."""
+        return self.storage.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of value heads, and of key heads for each map."""
+        return self.storage.kv_heads
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query and of a key, of one map."""
+        return self.storage.qk_head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        """Width of a value and of an output head."""
+        return self.storage.v_head_dim or self._default_v_head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of widths that RoPE turns; 0 without RoPE."""
+        if not isinstance(self.position, Rotary):
+            return 0
+        whole = self.storage.qk_rope_head_dim if isinstance(self.storage, Latent) else self.storage.head_dim
+        return self.position.rotary_dim or whole
+
+    @property
+    def rotary_offset(self) -> int:
+        """First width that RoPE turns: 0, or with `Latent` where the query's RoPE part begins."""
+        return self.storage.qk_nope_head_dim if isinstance(self.storage, Latent) else 0
+
+    @property
+    def scale(self) -> float:
+        """Factor on q·k before anything else; 1 with linear weighting, which has none."""
+        if isinstance(self.weighting, Linear):
+            return 1.0
+        given = self.weighting.scale if isinstance(self.weighting, Softmax) else None
+        return 1.0 / math.sqrt(self.qk_head_dim) if given is None else given
+
+    def map_of(self, head: int, index: int) -> tuple[int, int]:
+        """Return which query map and which key map make map ``index`` (0 or 1) of an output head."""
+        kv_head = head // self.group_size
+        if isinstance(self.weighting, Differential) and self.weighting.form == "diffllama":
+            return head + index * self.num_heads, kv_head + index * self.num_kv_heads
+        return head * self.num_maps + index, kv_head * self.num_maps + index
+
+    def input_shapes(self) -> dict[str, tuple[int, int] | None]:
+        """Return heads and width of each input: ``{"query": (heads, width), "key": ..., "value": ...}``.
+
+        With `Latent` the key is the cached row, ``(1, kv_lora_rank + qk_rope_head_dim)``, and the value None.
+        """
+        query = (self.num_heads * self.num_maps, self.qk_head_dim)
+        if isinstance(self.storage, Latent):
+            return {"query": query, "key": (1, self.storage.kv_lora_rank + self.storage.qk_rope_head_dim), "value": None}
+        kv_heads = self.num_kv_heads
+        return {"query": query, "key": (kv_heads * self.num_maps, self.qk_head_dim), "value": (kv_heads, self.v_head_dim)}
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the learned tensors that this mechanism has, by name, with their shapes.
+
+        - ``bias_table`` ``[entries, num_heads]``: T5's and the clipped bias.
+        - ``relative_keys``, ``relative_values`` ``[entries, width]``: Shaw's vectors.
+        - ``sinks`` ``[num_heads]``: the sinks' logits.
+        - ``lambda_q1``, ``lambda_k1``, ``lambda_q2``, ``lambda_k2`` ``[qk_head_dim]`` and ``sub_norm``
+          ``[v_head_dim]``: differential weighting's (``sub_norm`` in the paper's form alone).
+        - ``w_uk`` ``[key maps, qk_nope_head_dim, kv_lora_rank]``, ``w_uv`` ``[num_heads, v_head_dim,
+          kv_lora_rank]``: the latent's up-projections, where key maps are ``num_heads``, or twice that with
+          differential weighting.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        if isinstance(self.storage, Latent):
+            rank = self.storage.kv_lora_rank
+            shapes["w_uk"] = (self.num_heads * self.num_maps, self.storage.qk_nope_head_dim, rank)
+            shapes["w_uv"] = (self.num_heads, self.v_head_dim, rank)
+        if isinstance(self.position, ShawBias):
+            shapes["relative_keys"] = (self.position.num_entries, self.qk_head_dim)
+            shapes["relative_values"] = (self.position.num_entries, self.v_head_dim)
+        elif isinstance(self.position, RelativeBias):
+            shapes["bias_table"] = (self.position.num_entries, self.num_heads)
+        if isinstance(self.weighting, Softmax) and self.weighting.sink:
+            shapes["sinks"] = (self.num_heads,)
+        if isinstance(self.weighting, Differential) and self.weighting.form != "clipped":
+            for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+                shapes[name] = (self.qk_head_dim,)
+            if self.weighting.form == "paper":
+                shapes["sub_norm"] = (self.v_head_dim,)
+        return shapes
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the spec as JSON, with the schema's version."""
+        return _to_json(self, indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a spec from JSON of this schema version or an earlier one.
+
+        Args:
+            text: What `to_json` returned.
+
+        Returns:
+            The spec.
+
+        Raises:
+            SpecError: If the text is not JSON, not a spec, of a later schema, or not legal.
+        """
+        return _from_json(cls, text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class LayerSpec(Choice):
+    """An attention layer of a model: the four choices, and what a layer has besides.
+
+    Attributes:
+        attention: The four choices.
+        embed_dim: Width of the layer's input and output.
+        source: Where keys and values come from: ``"self"``, or ``"cross"`` for another sequence.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        out_bias: Whether the output projection has one.
+        qk_norm: Whether queries and keys go through an RMS norm per head before position enters.
+        norm_eps: ε of that norm.
+    """
+
+    attention: AttentionSpec
+    embed_dim: int
+    source: str = "self"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attention, AttentionSpec):
+            raise SpecError(f"attention={self.attention!r} is not an AttentionSpec")
+        as_int("embed_dim", self.embed_dim, at_least=1)
+        one_of("source", self.source, ("self", "cross"))
+        as_float("norm_eps", self.norm_eps, above=0.0)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the layer as JSON, with the schema's version."""
+        return _to_json(self, indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a layer from JSON; raises SpecError as `AttentionSpec.from_json` does."""
+        return _from_json(cls, text)
+
+
+def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
+    """Return how each type name of the JSON form is built."""
+    modules = (storage, position, scaling, pattern, links, weighting)
+    named = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    types = {kind.__name__: kind.from_fields for kind in named if issubclass(kind, Choice)}
+    return types | {kind.__name__: kind.from_fields for kind in (AttentionSpec, LayerSpec)}
+
+
+def _to_json(spec: Choice, indent: int | None) -> str:
+    return json.dumps({"schema": SCHEMA, **spec.to_data()}, indent=indent, ensure_ascii=False)
+
+
+def _from_json(kind: type[T], text: str) -> T:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"this is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("type") != kind.__name__:
+        found = data.get("type") if isinstance(data, dict) else type(data).__name__
+        raise SpecError(f"expected the JSON of a {kind.__name__}, got {found!r}; write one with to_json()")
+    schema = data.pop("schema", None)
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise SpecError(f"schema={schema!r} is not one this version reads (1 to {SCHEMA}); a newer polyhead may")
+    decoded = _decode(data, _choice_types())
+    assert isinstance(decoded, kind)
+    return decoded
+
+
+def _decode(data: Any, types: Mapping[str, Callable[[Mapping[str, Any]], Choice]]) -> Any:
+    if isinstance(data, list):
+        return tuple(_decode(item, types) for item in data)
+    if not isinstance(data, dict):
+        return data
+    name = data.get("type")
+    if name not in types:
+        raise SpecError(f"no part of a spec has the type {name!r}; known are {', '.join(sorted(types))}")
+    return types[name]({key: _decode(value, types) for key, value in data.items() if key != "type"})

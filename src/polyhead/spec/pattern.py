@@ -1,0 +1,377 @@
+"""The third choice: which pairs may meet, as a function of positions.
+
+Every reader of a pattern (oracle, kernels, cost, pictures) reads these two methods, so they cannot disagree:
+``allowed`` answers for each pair, ``key_ranges`` for a block of consecutive queries, without listing its pairs.
+Patterns combine: ``a & b`` allows what both allow, ``a | b`` what either does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+from polyhead.errors import SpecError
+from polyhead.spec.choice import Choice, as_int
+from polyhead.spec.ranges import BlockState, KeyRange, band_layout, clip, merge, state_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Pattern(Choice):
+    """A set of (query, key) pairs that may meet.
+
+    Positions count from 0 and need not be contiguous or sorted; arrays are NumPy's or torch's alike.
+    """
+
+    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:
+        """Return which pairs may meet.
+
+        Args:
+            query_positions: Whole numbers, ``[..., q_len]``.
+            key_positions: Whole numbers, ``[..., kv_len]``.
+            kv_len: Number of keys in the whole sequence, which `Global` and some links depend on.
+            head: The head, for patterns that differ between heads.
+
+        Returns:
+            Booleans ``[..., q_len, kv_len]`` of the positions' own array type; True may attend.
+        """
+        raise NotImplementedError
+
+    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:
+        """Return what the queries at positions ``start`` to ``stop - 1`` see of keys 0 to ``kv_len - 1``.
+
+        Args:
+            start: First query position.
+            stop: One past the last; at least ``start + 1``.
+            kv_len: Number of keys.
+            head: The head, for patterns that differ between heads.
+
+        Returns:
+            Disjoint sorted ranges. A FULL range is seen whole by every query; outside all ranges nothing is
+            seen. PARTIAL is exact for the primitives and may be cautious for combinations.
+        """
+        raise NotImplementedError
+
+    def block_state(self, queries: tuple[int, int], keys: tuple[int, int], *, kv_len: int, head: int = 0) -> BlockState:
+        """Return whether a rectangle of half-open query and key ranges is full, partial or empty."""
+        return state_of(self.key_ranges(*queries, kv_len=kv_len, head=head), *keys)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query ever sees a later key."""
+        return False
+
+    @property
+    def depends_on_kv_len(self) -> bool:
+        """Whether a pair's fate depends on how long the sequence is."""
+        return False
+
+    @property
+    def per_head(self) -> bool:
+        """Whether heads may differ in what they see."""
+        return False
+
+    @property
+    def table_heads(self) -> tuple[int, ...]:
+        """The head counts that given per-head tables are made for, one for each such table."""
+        return ()
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return AllOf.of((self, other)) if isinstance(other, Pattern) else NotImplemented
+
+    def __or__(self, other: Pattern) -> Pattern:
+        return AnyOf.of((self, other)) if isinstance(other, Pattern) else NotImplemented
+
+    def merged(self, other: Pattern, *, union: bool) -> Pattern | None:
+        """Return one primitive equal to the two combined, or None if there is none."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Band(Pattern):
+    """A window around the query: ``-left ≤ key - query ≤ right``; the query itself is not counted.
+
+    `Full`, `Causal` and `SlidingWindow` are three names for it. Mistral's window of 4096 tokens, itself
+    included, is ``SlidingWindow.causal(4096)``, which is ``left=4095, right=0``; Longformer's radius w is
+    ``SlidingWindow.symmetric(w)``.
+
+    *Differs from* flash-attention's ``window_size``, where -1 means unbounded; here None does.
+
+    Attributes:
+        left: How many earlier keys a query sees. None: all.
+        right: How many later keys a query sees. None: all.
+
+    *Source*: arXiv 2004.05150; causal as in GPT, 2018; Mistral's window arXiv 2310.06825.
+    """
+
+    left: int | None = None
+    right: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("left", "right"):
+            if getattr(self, name) is not None:
+                as_int(name, getattr(self, name), at_least=0)
+
+    @classmethod
+    def causal(cls, size: int) -> Self:
+        """Return the last ``size`` tokens, the query's own included."""
+        return cls(left=as_int("size", size, at_least=1) - 1, right=0)
+
+    @classmethod
+    def symmetric(cls, radius: int) -> Self:
+        """Return the ``radius`` tokens on either side, and the query's own."""
+        return cls(left=radius, right=radius)
+
+    def __repr__(self) -> str:
+        if self.left is None:
+            return {None: "Full()", 0: "Causal()"}.get(self.right, f"SlidingWindow(right={self.right})")
+        return f"SlidingWindow(left={self.left}" + (")" if self.right is None else f", right={self.right})")
+
+    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
+        offset = key_positions[..., None, :] - query_positions[..., :, None]
+        allowed = offset == offset  # all True, in the caller's array type
+        if self.left is not None:
+            allowed = allowed & (offset >= -self.left)
+        if self.right is not None:
+            allowed = allowed & (offset <= self.right)
+        return allowed
+
+    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
+        def seen(query: int) -> tuple[int, int]:
+            low = 0 if self.left is None else query - self.left
+            return low, kv_len if self.right is None else query + self.right + 1
+
+        return band_layout(seen(start), seen(stop - 1), kv_len)
+
+    @property
+    def is_causal(self) -> bool:  # noqa: D102
+        return self.right == 0
+
+    def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
+        if not isinstance(other, Band):
+            return None
+
+        def side(a: int | None, b: int | None) -> int | None:
+            bounds = [x for x in (a, b) if x is not None]
+            return (max(bounds) if len(bounds) == 2 else None) if union else min(bounds, default=None)
+
+        return Band(left=side(self.left, other.left), right=side(self.right, other.right))
+
+
+SlidingWindow = Band
+
+
+def Full() -> Band:  # noqa: N802 - reads as the pattern that it names
+    """Return the pattern in which every pair may meet."""
+    return Band()
+
+
+def Causal() -> Band:  # noqa: N802
+    """Return the pattern in which a query sees itself and what came before it."""
+    return Band(right=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Chunked(Pattern):
+    """Chunks of consecutive tokens that see one another, and ``left`` and ``right`` neighbouring chunks.
+
+    LLaMA 4's chunked attention is ``Chunked(size=8192) & Causal()``; BigBird's window of three blocks is
+    ``Chunked(size=64, left=1, right=1)``.
+
+    Attributes:
+        size: Tokens in a chunk; chunk boundaries lie at multiples of it.
+        left: How many earlier chunks are seen besides one's own.
+        right: How many later chunks.
+
+    *Source*: LLaMA 4's model code, 2025; blocks of BigBird, arXiv 2007.14062, appendix D.
+    """
+
+    size: int
+    left: int = 0
+    right: int = 0
+
+    def __post_init__(self) -> None:
+        as_int("size", self.size, at_least=1)
+        as_int("left", self.left, at_least=0)
+        as_int("right", self.right, at_least=0)
+
+    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
+        offset = (key_positions // self.size)[..., None, :] - (query_positions // self.size)[..., :, None]
+        return (offset >= -self.left) & (offset <= self.right)
+
+    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
+        def seen(query: int) -> tuple[int, int]:
+            chunk = query // self.size
+            return (chunk - self.left) * self.size, (chunk + self.right + 1) * self.size
+
+        return band_layout(seen(start), seen(stop - 1), kv_len)
+
+    def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
+        if not isinstance(other, Chunked) or other.size != self.size:
+            return None
+        pick = max if union else min
+        return Chunked(size=self.size, left=pick(self.left, other.left), right=pick(self.right, other.right))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Global(Pattern):
+    """Tokens at the ends that see all and are seen by all.
+
+    Attributes:
+        first: How many at the start.
+        last: How many at the end; with any, the pattern depends on the sequence's length.
+
+    *Source*: arXiv 2004.05150 and 2007.14062.
+    """
+
+    first: int
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        as_int("first", self.first, at_least=0)
+        as_int("last", self.last, at_least=0)
+        if self.first + self.last == 0:
+            raise SpecError("Global(first=0, last=0) makes no token global; give first or last at least 1")
+
+    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
+        def is_global(positions: Any) -> Any:
+            return (positions < self.first) | (positions >= kv_len - self.last)
+
+        return is_global(query_positions)[..., :, None] | is_global(key_positions)[..., None, :]
+
+    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
+        tail = kv_len - self.last
+        if stop <= self.first or start >= tail or self.first >= tail:
+            return clip([KeyRange(0, kv_len, BlockState.FULL)], kv_len)
+        middle = [KeyRange(self.first, tail, BlockState.PARTIAL)] if start < self.first or stop > tail else []
+        ends = [KeyRange(0, self.first, BlockState.FULL), KeyRange(tail, kv_len, BlockState.FULL)]
+        return clip([ends[0], *middle, ends[1]], kv_len)
+
+    @property
+    def depends_on_kv_len(self) -> bool:  # noqa: D102
+        return self.last > 0
+
+    def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
+        if not (union and isinstance(other, Global)):
+            return None
+        return Global(first=max(self.first, other.first), last=max(self.last, other.last))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Combined(Pattern):
+    """Base of `AllOf` and `AnyOf`: two or more patterns, flattened, sorted, without repetition."""
+
+    parts: tuple[Pattern, ...]
+    symbol: ClassVar[str]
+    union: ClassVar[bool]
+
+    @classmethod
+    def of(cls, patterns: Iterable[Pattern]) -> Pattern:
+        """Combine patterns, so that equal sets of parts compare equal.
+
+        Args:
+            patterns: One or more patterns.
+
+        Returns:
+            The combination, or a primitive where one says the same.
+
+        Raises:
+            SpecError: If there is none, or one is not a pattern.
+        """
+        flat: list[Pattern] = []
+        for pattern in patterns:
+            if not isinstance(pattern, Pattern):
+                raise SpecError(f"{pattern!r} is not a pattern; combine Causal(), SlidingWindow(...) and the like")
+            flat.extend(pattern.parts if isinstance(pattern, cls) else [pattern])
+        parts = _absorb(_merge_pairs(flat, union=cls.union), union=cls.union)
+        if not parts:
+            raise SpecError(f"{cls.__name__} needs at least one pattern")
+        return parts[0] if len(parts) == 1 else cls(parts=tuple(parts))
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> Any:
+        """Build from decoded JSON, normalised like any other combination."""
+        if set(fields) != {"parts"} or not isinstance(fields["parts"], tuple):
+            raise SpecError(f"{cls.__name__} has one field, 'parts', a list of patterns; got {sorted(fields)}")
+        return cls.of(fields["parts"])
+
+    def __repr__(self) -> str:
+        shown = (f"({part!r})" if isinstance(part, Combined) else repr(part) for part in self.parts)
+        return f" {self.symbol} ".join(shown)
+
+    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
+        first, *rest = (p.allowed(query_positions, key_positions, kv_len=kv_len, head=head) for p in self.parts)
+        for other in rest:
+            first = first | other if self.union else first & other
+        return first
+
+    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
+        layouts = [part.key_ranges(start, stop, kv_len=kv_len, head=head) for part in self.parts]
+        return merge(layouts, max if self.union else min)
+
+    @property
+    def depends_on_kv_len(self) -> bool:  # noqa: D102
+        return any(part.depends_on_kv_len for part in self.parts)
+
+    @property
+    def per_head(self) -> bool:  # noqa: D102
+        return any(part.per_head for part in self.parts)
+
+    @property
+    def table_heads(self) -> tuple[int, ...]:  # noqa: D102
+        return tuple(count for part in self.parts for count in part.table_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class AllOf(Combined):
+    """What every part allows; written ``a & b``.
+
+    Attributes:
+        parts: The patterns.
+    """
+
+    symbol: ClassVar[str] = "&"
+    union: ClassVar[bool] = False
+
+    @property
+    def is_causal(self) -> bool:  # noqa: D102
+        return any(part.is_causal for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class AnyOf(Combined):
+    """What any part allows; written ``a | b``.
+
+    Attributes:
+        parts: The patterns.
+    """
+
+    symbol: ClassVar[str] = "|"
+    union: ClassVar[bool] = True
+
+    @property
+    def is_causal(self) -> bool:  # noqa: D102
+        return all(part.is_causal for part in self.parts)
+
+
+def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:
+    """Replace pairs that one primitive can express, until none is left; then sort."""
+    merged: list[Pattern] = []
+    for pattern in patterns:
+        for index, other in enumerate(merged):
+            one = other if other == pattern else other.merged(pattern, union=union)
+            if one is not None:
+                merged[index] = one
+                break
+        else:
+            merged.append(pattern)
+    return sorted(merged, key=repr)
+
+
+def _absorb(parts: list[Pattern], *, union: bool) -> list[Pattern]:
+    """Drop what another part makes idle: ``a & (a | b)`` and ``a | (a & b)`` are a; Full is everything."""
+    full = Full()
+    if full in parts and len(parts) > 1:
+        return [full] if union else [part for part in parts if part != full]
+    inner = AllOf if union else AnyOf
+    return [p for p in parts if not (isinstance(p, inner) and any(q in p.parts for q in parts if q is not p))]

@@ -1,0 +1,93 @@
+"""Key ranges: how a pattern looks to a block of consecutive queries.
+
+A layout is a list of disjoint, sorted ranges of keys; what no range covers is seen by no query of the block.
+A few ranges describe a block whatever the sequence's length, where a grid of tiles would grow with its square.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class BlockState(enum.IntEnum):
+    """How many of a rectangle's (query, key) pairs may meet; `&` is the minimum and `|` the maximum."""
+
+    EMPTY = 0
+    PARTIAL = 1
+    FULL = 2
+
+
+class KeyRange(NamedTuple):
+    """Keys ``start`` to ``stop - 1``, and what a block of queries sees of them (never EMPTY)."""
+
+    start: int
+    stop: int
+    state: BlockState
+
+
+def band_layout(first: tuple[int, int], last: tuple[int, int], kv_len: int) -> list[KeyRange]:
+    """Lay out a window that slides with the query.
+
+    Args:
+        first: The key interval, half open, that the block's first query sees.
+        last: The same for its last query.
+        kv_len: Number of keys.
+
+    Returns:
+        The ranges: what some queries see around what all see.
+    """
+    all_see = (last[0], first[1])
+    if all_see[0] >= all_see[1]:
+        return clip([KeyRange(first[0], last[1], BlockState.PARTIAL)], kv_len)
+    return clip(
+        [
+            KeyRange(first[0], all_see[0], BlockState.PARTIAL),
+            KeyRange(*all_see, BlockState.FULL),
+            KeyRange(all_see[1], last[1], BlockState.PARTIAL),
+        ],
+        kv_len,
+    )
+
+
+def clip(layout: Iterable[KeyRange], kv_len: int) -> list[KeyRange]:
+    """Cut ranges to the keys that exist and drop the empty ones."""
+    cut = (KeyRange(max(r.start, 0), min(r.stop, kv_len), r.state) for r in layout)
+    return [r for r in cut if r.start < r.stop]
+
+
+def merge(layouts: Sequence[Sequence[KeyRange]], rule: Callable[[list[BlockState]], BlockState]) -> list[KeyRange]:
+    """Combine layouts key by key.
+
+    Args:
+        layouts: The layouts of the parts.
+        rule: ``min`` for an intersection of patterns, ``max`` for a union.
+
+    Returns:
+        The combined layout, adjacent ranges of one state joined.
+    """
+    edges = sorted({edge for layout in layouts for r in layout for edge in (r.start, r.stop)})
+    merged: list[KeyRange] = []
+    for start, stop in pairwise(edges):
+        state = rule([_state_at(layout, start) for layout in layouts])
+        if state is BlockState.EMPTY:
+            continue
+        if merged and merged[-1].stop == start and merged[-1].state is state:
+            start = merged.pop().start
+        merged.append(KeyRange(start, stop, state))
+    return merged
+
+
+def state_of(layout: Sequence[KeyRange], start: int, stop: int) -> BlockState:
+    """Return the state of keys ``start`` to ``stop - 1`` under a layout."""
+    covered = clip((KeyRange(r.start - start, r.stop - start, r.state) for r in layout), stop - start)
+    if not covered:
+        return BlockState.EMPTY
+    full = sum(r.stop - r.start for r in covered if r.state is BlockState.FULL)
+    return BlockState.FULL if full == stop - start else BlockState.PARTIAL
+
+
+def _state_at(layout: Sequence[KeyRange], key: int) -> BlockState:
+    return next((r.state for r in layout if r.start <= key < r.stop), BlockState.EMPTY)
