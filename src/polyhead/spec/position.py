@@ -150,8 +150,7 @@ class Rotary(Choice):
         pairs: Which widths make a plane: ``"half"`` joins t and t + rotary_dim/2 (LLaMA, GPT-NeoX),
             ``"interleaved"`` joins 2t and 2t + 1 (the paper, DeepSeek-V2).
         direction: ``"paper"`` turns (x, y) to (x cos − y sin, x sin + y cos); ``"reversed"`` the other way,
-            which is what multiplying rows by the paper's matrix from the right does. With static frequencies
-            scores do not depend on it.
+            which is what multiplying rows by the paper's matrix from the right does, and gives other scores.
         rotary_dim: How many leading widths rotate. None: all (with `Latent`: the RoPE key).
         scaling: How the frequencies are stretched. None: not.
 
