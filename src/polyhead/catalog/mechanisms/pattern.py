@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from polyhead.catalog.mechanism import Forces, Mechanism
 from polyhead.catalog.settings import Settings
 from polyhead.spec import AttentionSpec, Causal
 
@@ -21,3 +22,78 @@ def as_sliding_window(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 def as_bigbird(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     """Keep a window, global tokens and random links."""
     return dataclasses.replace(base, pattern=base.pattern & settings.bigbird)
+
+
+CAUSAL = Mechanism(
+    number=3,
+    name="causal",
+    title="Causal attention",
+    aliases=("causal-mask", "causal mask", "masked", "autoregressive", "unidirectional", "gpt"),
+    year=2018,
+    paper="Radford et al., GPT (OpenAI, 2018)",
+    formula="softmax(QKᵀ/√d_k + M)·V, M_ij = −∞ where j > i, else 0",
+    latex=(
+        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
+        r" \qquad M_{ij} = \begin{cases} 0 & j \le i \\ -\infty & j > i \end{cases}"
+    ),
+    changes="pattern",
+    time="O(N²d), half the pairs",
+    cache="2·H·d_h",
+    what="A token sees itself and what came before it, and nothing later.",
+    gains="All next tokens train in one pass over half the pairs, the past can be cached, and order shows by itself.",
+    loses="No token learns from what follows it, so one that is read once is understood from its left side alone.",
+    when="Everything that generates token by token: GPT, LLaMA 3, Qwen-2, Mistral, DeepSeek-V2.",
+    forces=Forces(quality=-1, speed=1, memory=0, position=1),
+    inputs="as they are",
+    substitute=as_causal,
+)
+
+SLIDING_WINDOW = Mechanism(
+    number=11,
+    name="sliding-window",
+    title="Sliding-window attention",
+    aliases=("sliding window", "swa", "window", "local", "local-attention", "longformer"),
+    year=2020,
+    paper="Beltagy et al., Longformer (arXiv 2004.05150)",
+    formula="softmax(QKᵀ/√d_k + M)·V, M_ij = 0 where |i − j| ≤ w, else −∞",
+    latex=(
+        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
+        r" \qquad M_{ij} = \begin{cases} 0 & \lvert i - j\rvert \le w \\ -\infty & \text{otherwise} \end{cases}"
+    ),
+    changes="pattern",
+    time="O(N·w·d)",
+    cache="2·H·d_h, for the last w tokens only",
+    what="A token sees only the tokens at most w away, or in a causal model the last w.",
+    gains="Time grows with N instead of N², and when generating only the last w tokens stay in the cache.",
+    loses="What lies further away comes through other layers alone, w tokens a layer, or not at all.",
+    when="Documents over 32K tokens: Mistral 7B v0.1 sees the last 4096 (later versions dropped the window).",
+    forces=Forces(quality=-1, speed=1, memory=1, position=0),
+    inputs="as they are",
+    substitute=as_sliding_window,
+)
+
+BIGBIRD = Mechanism(
+    number=12,
+    name="bigbird",
+    title="BigBird sparse attention",
+    aliases=("big-bird", "big bird", "sparse", "sparse attention", "block-sparse"),
+    year=2020,
+    paper="Zaheer et al., NeurIPS 2020 (arXiv 2007.14062)",
+    formula="softmax(QKᵀ/√d_k + M)·V, M_ij = 0 in the window, at global tokens and random links, else −∞",
+    latex=(
+        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V, \qquad"
+        r" M_{ij} = \begin{cases} 0 & \lvert i - j\rvert \le w \;\text{ or }\; i \in \mathcal{G}"
+        r" \;\text{ or }\; j \in \mathcal{G} \;\text{ or }\; j \in \mathcal{R}_i \\"
+        r" -\infty & \text{otherwise} \end{cases}"
+    ),
+    changes="pattern",
+    time="O(N·d) for fixed counts of window, global and random keys",
+    cache="2·H·d_h, for every token: a link may reach any",
+    what="A token sees a window, a few global tokens that see all and are seen by all, and some random others.",
+    gains="Linear time, with any two tokens at most two steps apart through a global one.",
+    loses="Most pairs never meet directly, scattered links suit hardware badly, and the cache keeps every token.",
+    when="Encoders of long documents, where a question or a classification token must reach everything.",
+    forces=Forces(quality=-1, speed=1, memory=0, position=0),
+    inputs="as they are",
+    substitute=as_bigbird,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from polyhead.catalog.mechanism import Forces, Mechanism
 from polyhead.catalog.settings import Settings
 from polyhead.spec import Alibi, AttentionSpec, RelativeBias, Rotary
 
@@ -22,3 +23,78 @@ def as_rope(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 def as_alibi(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     """Subtract a slope times the distance."""
     return dataclasses.replace(base, position=Alibi(slopes=settings.alibi_slopes))
+
+
+RELATIVE_BIAS = Mechanism(
+    number=7,
+    name="relative-bias",
+    title="Relative position bias",
+    aliases=("relative", "relative-position", "relative-position-bias", "relative bias", "rpe", "t5", "shaw"),
+    year=2018,
+    paper="Shaw et al., NAACL 2018 (arXiv 1803.02155); T5: Raffel et al., JMLR 2020 (arXiv 1910.10683)",
+    formula="softmax(QKᵀ/√d_k + B)·V, B_ij = f(j − i), learned",
+    latex=(
+        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + B\right)V, \qquad B_{ij} = f(j - i)"
+    ),
+    changes="position",
+    time="O(N²d)",
+    cache="2·H·d_h",
+    what="A learned number for the distance between query and key is added to their score.",
+    gains="Each head learns which distances matter to it, near or far, before or after.",
+    loses="The bias must be added for every pair, which many fused kernels cannot do; far distances share one number.",
+    when=(
+        "Encoders and encoder–decoders: T5 learns a number per head and bucket of distances, and leaves 1/√d_k "
+        "out; Shaw's form adds learned vectors to keys and values instead."
+    ),
+    forces=Forces(quality=0, speed=-1, memory=0, position=1),
+    inputs="as they are",
+    substitute=as_relative_bias,
+)
+
+ROPE = Mechanism(
+    number=8,
+    name="rope",
+    title="Rotary position embedding",
+    aliases=("rotary", "rotary embedding", "rotary-embedding", "rotary-position-embedding", "roformer"),
+    year=2021,
+    paper="Su et al., RoFormer (arXiv 2104.09864)",
+    formula="score_ij = (R_i·q_i)·(R_j·k_j)/√d_k, which depends on i − j alone; θ_t = 10000^(−2t/d)",
+    latex=(
+        r"(R_iq_i)^\top(R_jk_j) = q_i^\top R_{j-i}\,k_j,"
+        r" \qquad \theta_t = 10000^{-2t/d},\quad t = 0, \dots, \tfrac{d}{2} - 1"
+    ),
+    changes="position",
+    time="O(N²d)",
+    cache="2·H·d_h",
+    what="Queries and keys are rotated, pair of widths by pair, by angles in proportion to their positions.",
+    gains="Scores depend on distance with nothing learned, and any kernel runs it: keys are cached already rotated.",
+    loses="Past the trained length it fails unless its frequencies are scaled (as LLaMA 3.1 does, not 3).",
+    when="The usual choice for language models: LLaMA 3, Qwen-2, Mistral, and DeepSeek-V2's RoPE key.",
+    forces=Forces(quality=0, speed=0, memory=0, position=1),
+    inputs="as they are",
+    substitute=as_rope,
+)
+
+ALIBI = Mechanism(
+    number=9,
+    name="alibi",
+    title="Attention with linear biases",
+    aliases=("linear biases", "linear-biases", "linear bias", "linear-bias", "press"),
+    year=2022,
+    paper="Press et al., ICLR 2022 (arXiv 2108.12409)",
+    formula="softmax(QKᵀ/√d_k − m_h·|i − j|)·V, m_h = 2^(−8h/H)",
+    latex=(
+        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} - m_h\,\lvert i - j\rvert\right)V,"
+        r" \qquad m_h = 2^{-8h/H},\quad h = 1, \dots, H"
+    ),
+    changes="position",
+    time="O(N²d)",
+    cache="2·H·d_h",
+    what="A fixed slope times the distance is subtracted from the score; each head has its own slope.",
+    gains="Nothing is learned for position, and a model runs on texts longer than it was trained on.",
+    loses="Every head fades with distance at a fixed rate, so a far token that matters is hard to reach.",
+    when="Inputs longer than the training texts, where what is near matters most, as in BLOOM and MPT.",
+    forces=Forces(quality=-1, speed=0, memory=0, position=1),
+    inputs="as they are",
+    substitute=as_alibi,
+)

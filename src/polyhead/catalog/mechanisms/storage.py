@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from polyhead.catalog.mechanism import Forces, Mechanism
 from polyhead.catalog.settings import Settings
 from polyhead.errors import SpecError, UnsupportedError
 from polyhead.spec import AttentionSpec, Grouped, Latent, NoPosition
@@ -51,3 +52,101 @@ def as_mla(base: AttentionSpec, settings: Settings) -> AttentionSpec:
         v_head_dim=base.v_head_dim,
     )
     return dataclasses.replace(base, storage=storage, position=NoPosition())
+
+
+MHA = Mechanism(
+    number=2,
+    name="mha",
+    title="Multi-head attention",
+    aliases=("multi-head", "multihead", "multi head", "multi-head-attention", "multiheadattention"),
+    year=2017,
+    paper="Vaswani et al., NeurIPS 2017 (arXiv 1706.03762)",
+    formula="concat_h(softmax(Q_h·K_hᵀ/√d_h)·V_h)·W_O",
+    latex=(
+        r"\operatorname*{concat}_{h=1}^{H}"
+        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK_h^\top}{\sqrt{d_h}}\right)V_h\right)W_O"
+    ),
+    changes="storage",
+    time="O(N²d)",
+    cache="2·H·d_h",
+    what="The width is split into H heads; each attends with keys and values of its own.",
+    gains="One token can attend to H different places at once, for the arithmetic of a single full-width head.",
+    loses="Every head's keys and values are cached: the largest cache of all, 16 KiB a layer and token at d = 4096.",
+    when="Training from scratch, with RoPE and flash, where the cache is not what limits.",
+    forces=Forces(quality=1, speed=0, memory=0, position=0),
+    inputs="heads",
+    substitute=as_mha,
+)
+
+MQA = Mechanism(
+    number=5,
+    name="mqa",
+    title="Multi-query attention",
+    aliases=("multi-query", "multiquery", "multi query", "multi-query-attention", "one write-head"),
+    year=2019,
+    paper="Shazeer (arXiv 1911.02150)",
+    formula="concat_h(softmax(Q_h·Kᵀ/√d_h)·V)·W_O, one K and V for all heads",
+    latex=(
+        r"\operatorname*{concat}_{h=1}^{H}"
+        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK^\top}{\sqrt{d_h}}\right)V\right)W_O"
+    ),
+    changes="storage",
+    time="O(N²d)",
+    cache="2·d_h",
+    what="All heads keep their own queries and read the same keys and values.",
+    gains="The cache shrinks H times, and decoding, which waits for the cache to be read, speeds up with it.",
+    loses="Heads can differ only in what they ask: quality falls, by about 1 % in the paper's perplexity.",
+    when="Fast decoding where GQA's cache is still too large, as in PaLM and Falcon-7B.",
+    forces=Forces(quality=-1, speed=1, memory=1, position=0),
+    inputs="heads",
+    substitute=as_mqa,
+)
+
+GQA = Mechanism(
+    number=6,
+    name="gqa",
+    title="Grouped-query attention",
+    aliases=("grouped-query", "grouped query", "group-query", "grouped-query-attention", "grouped"),
+    year=2023,
+    paper="Ainslie et al., EMNLP 2023 (arXiv 2305.13245)",
+    formula="concat_h(softmax(Q_h·K_gᵀ/√d_h)·V_g)·W_O, g the group of h; G = 1 is MQA, G = H is MHA",
+    latex=(
+        r"\operatorname*{concat}_{h=0}^{H-1}"
+        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK_{g(h)}^\top}{\sqrt{d_h}}\right)V_{g(h)}\right)W_O,"
+        r" \qquad g(h) = \left\lfloor \frac{hG}{H} \right\rfloor"
+    ),
+    changes="storage",
+    time="O(N²d)",
+    cache="2·G·d_h",
+    what="Heads form G groups, and the heads of a group read the same keys and values.",
+    gains="The cache is G/H of MHA's at little loss, and decoding is as much less bound by memory.",
+    loses="A little quality against MHA, and still a cache that grows with every token, G times that of MQA.",
+    when="The usual choice for serving: LLaMA 3 8B and Mistral 7B have 8 groups for 32 heads, Qwen2-7B 4 for 28.",
+    forces=Forces(quality=0, speed=1, memory=1, position=0),
+    inputs="heads",
+    substitute=as_gqa,
+)
+
+MLA = Mechanism(
+    number=15,
+    name="mla",
+    title="Multi-head latent attention",
+    aliases=("latent", "latent attention", "latent-attention", "multi-head latent", "deepseek"),
+    year=2024,
+    paper="DeepSeek-AI, DeepSeek-V2 (arXiv 2405.04434)",
+    formula="c = h·W_DKV; K = [c·W_UK, RoPE key], V = c·W_UV; only c and the RoPE key are cached",
+    latex=(
+        r"c_j = h_jW_{DKV}, \qquad k_{j,h} = \bigl[\,c_jW_{UK,h} \;;\; R_jk^R_j\,\bigr],"
+        r" \qquad v_{j,h} = c_jW_{UV,h}"
+    ),
+    changes="storage",
+    time="O(N²d)",
+    cache="d_c + d_r",
+    what="A token is stored as one short latent row, from which every head's keys and values are unfolded.",
+    gains="DeepSeek-V2 caches 512 + 64 numbers where MHA with its 128 heads of 128 would 32,768, at no loss it reports.",
+    loses="RoPE cannot enter the latent and needs a key of its own, and decoding in the latent costs arithmetic.",
+    when="Long contexts where the cache is the hard limit, as in DeepSeek-V2 (236B parameters, 128K tokens).",
+    forces=Forces(quality=1, speed=0, memory=1, position=-1),
+    inputs="latent",
+    substitute=as_mla,
+)

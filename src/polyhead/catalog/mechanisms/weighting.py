@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from polyhead.catalog.mechanism import Forces, Mechanism
 from polyhead.catalog.settings import Settings
 from polyhead.errors import SpecError
 from polyhead.spec import AttentionSpec, Causal, Differential, Full, Grouped, Linear, NoPosition
@@ -27,3 +28,56 @@ def as_differential(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     )
     weighting = Differential(form="clipped", lambda_init=settings.lambda_init)
     return dataclasses.replace(base, storage=storage, position=NoPosition(), weighting=weighting)
+
+
+LINEAR = Mechanism(
+    number=10,
+    name="linear",
+    title="Linear attention",
+    aliases=("linear-attention", "linear transformer", "linear-transformer", "katharopoulos", "elu"),
+    year=2020,
+    paper="Katharopoulos et al., ICML 2020 (arXiv 2006.16236)",
+    formula="φ(q)·Σφ(k)vᵀ / φ(q)·Σφ(k), φ = elu + 1",
+    latex=(
+        r"\frac{\phi(q_i)^\top \sum_j \phi(k_j)\,v_j^\top}{\phi(q_i)^\top \sum_j \phi(k_j)},"
+        r" \qquad \phi(x) = \operatorname{elu}(x) + 1"
+    ),
+    changes="weighting",
+    time="O(N·d²)",
+    cache="none per token: H·d_h·(d_h + 1) in all, a d_h×d_h sum and a normaliser for each head",
+    what="A product of features takes the softmax's place, so keys and values are summed once for all queries.",
+    gains="Time linear in N, and a state of fixed size instead of a cache.",
+    loses="Weights are flat and one sum holds the whole past, so picking out a single token works badly.",
+    when="Streams and very long inputs, where a bounded state matters more than exact recall.",
+    forces=Forces(quality=-1, speed=1, memory=1, position=0),
+    inputs="as they are",
+    substitute=as_linear,
+)
+
+DIFFERENTIAL = Mechanism(
+    number=14,
+    name="differential",
+    title="Differential attention",
+    aliases=("diff", "diff attention", "diff-attention", "diff-transformer", "differential-transformer"),
+    year=2024,
+    paper="Ye et al. (arXiv 2410.05258)",
+    formula="(softmax(Q₁K₁ᵀ/√d) − λ·softmax(Q₂K₂ᵀ/√d))·V, then a norm per head times (1 − λ_init)",
+    latex=(
+        r"(1 - \lambda_{\text{init}})\operatorname{RMSNorm}\!\left(\left("
+        r"\operatorname{softmax}\!\left(\frac{Q_1K_1^\top}{\sqrt{d}}\right)"
+        r" - \lambda\operatorname{softmax}\!\left(\frac{Q_2K_2^\top}{\sqrt{d}}\right)\right)V\right)"
+    ),
+    changes="weighting",
+    time="O(N²d)",
+    cache="2·H·d_h",
+    what=(
+        "The difference of two softmax maps weighs the values; the textbook sets negative weights to 0 and "
+        "rescales each row to 1, where the paper keeps the difference and norms each head's output."
+    ),
+    gains="What both maps give to irrelevant tokens cancels, so the weight gathers on those that matter.",
+    loses="Two softmax maps for each head take longer, few kernels have them, and a trained model cannot adopt it as is.",
+    when="Retrieval from long contexts, together with GQA and RoPE; studied for it, and not yet in wide use.",
+    forces=Forces(quality=1, speed=-1, memory=0, position=0),
+    inputs="halves",
+    substitute=as_differential,
+)

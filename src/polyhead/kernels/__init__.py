@@ -1,0 +1,1 @@
+"""The ways to compute attention, one file each; `polyhead.kernels.select` picks among them."""

@@ -1,0 +1,153 @@
+"""What every kernel is asked, and the few things that several of them do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from polyhead.spec import AttentionSpec, Latent, Linear, Rotary
+from polyhead.storage import grouped, latent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is asked, as far as it is known before any tensor's values: all that choosing a kernel may look at.
+
+    Attributes:
+        spec: The mechanism.
+        q_len: Number of queries.
+        kv_len: Number of keys.
+        dtype: Dtype of query, key and value.
+        device: Device type, such as ``"cpu"``.
+        needs_grad: Whether a gradient will be asked for.
+        aligned: Whether positions are implied: keys from 0, the last query at the last key.
+        key_mask: Whether some keys may be masked.
+        segments: Whether sequences are packed.
+        dropout: Whether weights are dropped at random.
+        weights: Whether the weights are to be returned.
+    """
+
+    spec: AttentionSpec
+    q_len: int
+    kv_len: int
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    needs_grad: bool = False
+    aligned: bool = True
+    key_mask: bool = False
+    segments: bool = False
+    dropout: bool = False
+    weights: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """A case with its tensors.
+
+    Attributes:
+        case: The case.
+        query: ``[batch, num_heads · maps, q_len, width]``, already rotated unless ``rotates_in_kernel``.
+        key: ``[batch, num_kv_heads · maps, kv_len, width]``, likewise; with `Latent` the stored rows.
+        value: ``[batch, num_kv_heads, kv_len, v_head_dim]``; None with `Latent`.
+        params: The learned tensors, in the compute dtype.
+        query_positions: ``[batch or 1, q_len]``.
+        key_positions: ``[batch or 1, kv_len]``.
+        key_mask: ``[batch, kv_len]``, True may be attended, or None. Masked keys and values are already zero.
+        segments: ``[batch, len]`` or None.
+        dropout_p: Probability of dropping a weight.
+    """
+
+    case: Case
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    params: Mapping[str, Tensor]
+    query_positions: Tensor
+    key_positions: Tensor
+    key_mask: Tensor | None = None
+    segments: Tensor | None = None
+    dropout_p: float = 0.0
+
+
+class Kernel(NamedTuple):
+    """A way to compute.
+
+    Attributes:
+        name: What to type to ask for it.
+        summary: How it computes, in a few words.
+        refuse: Returns why a case is not this kernel's, or None.
+        run: Computes output ``[batch, num_heads, q_len, v_head_dim]`` in the query's dtype, and the weights
+            ``[batch, num_heads, q_len, kv_len]`` in the compute dtype or None.
+    """
+
+    name: str
+    summary: str
+    refuse: Callable[[Case], str | None]
+    run: Callable[[Call], tuple[Tensor, Tensor | None]]
+
+
+def rotates_in_kernel(spec: AttentionSpec) -> bool:
+    """Whether RoPE cannot be applied before the kernel: linear's features come first, or each query turns all keys."""
+    return isinstance(spec.position, Rotary) and (isinstance(spec.weighting, Linear) or spec.position.per_query)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums are made in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def keys_and_values(call: Call) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of every key/value head, expanded if a latent is stored."""
+    if isinstance(call.case.spec.storage, Latent):
+        params = {name: call.params[name].to(call.key.dtype) for name in ("w_uk", "w_uv")}
+        return latent.expand(call.key, params, call.case.spec)
+    assert call.value is not None
+    return call.key, call.value
+
+
+def allowed_pairs(call: Call) -> Tensor:
+    """Return which pairs may meet, ``[batch or 1, num_heads or 1, q_len, kv_len]``, True may attend."""
+    spec, kv_len = call.case.spec, call.case.kv_len
+    heads = range(spec.num_heads if spec.pattern.per_head else 1)
+    per_head = [
+        spec.pattern.allowed(call.query_positions, call.key_positions, kv_len=kv_len, head=head) for head in heads
+    ]
+    allowed = torch.stack(per_head, dim=1)
+    if call.key_mask is not None:
+        allowed = allowed & call.key_mask[:, None, None, :]
+    if call.segments is not None:
+        allowed = allowed & (call.segments[:, None, :, None] == call.segments[:, None, None, :])
+    return allowed
+
+
+def confined(
+    run: Callable[[Tensor, Tensor], Tensor], key: Tensor, value: Tensor, spec: AttentionSpec, allowed: Callable[[], Tensor]
+) -> Tensor:
+    """Run attention, and keep what is not finite from rows that may not see it.
+
+    A pair that may not meet has weight 0, but 0·NaN is NaN, so a matrix product spreads one bad value over every
+    row. An output that is finite needs nothing more; the rare other one is computed again from finite
+    stand-ins, and gets NaN where something not finite may be seen.
+
+    Args:
+        run: Computes the output ``[batch, num_heads, q_len, v_head_dim]`` from keys and values.
+        key: ``[batch, num_kv_heads · maps, kv_len, width]``.
+        value: ``[batch, num_kv_heads, kv_len, v_head_dim]``.
+        spec: The mechanism.
+        allowed: Returns ``[batch or 1, num_heads or 1, q_len, kv_len]``; called only where it is needed.
+
+    Returns:
+        The output, clean where it must be.
+    """
+    output = run(key, value)
+    if output.is_meta or torch.compiler.is_compiling() or torch.isfinite(output.detach().sum()):
+        return output
+    bad_key, bad_value = ~torch.isfinite(key).all(dim=-1, keepdim=True), ~torch.isfinite(value)
+    output = run(key.masked_fill(bad_key, 0.0), value.masked_fill(bad_value, 0.0))
+    bad = bad_value | grouped.keys_by_map(bad_key, spec).any(dim=1)
+    seen = allowed().to(value.dtype) @ bad.to(value.dtype).repeat_interleave(spec.group_size, dim=1)
+    return output.masked_fill(seen > 0, torch.nan)

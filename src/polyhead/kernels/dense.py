@@ -1,0 +1,74 @@
+"""PyTorch's scaled dot-product attention, wherever it computes exactly the function asked for."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, confined, keys_and_values, rotates_in_kernel
+from polyhead.spec import Alibi, Causal, Full, RelativeBias, Softmax
+
+
+def refuse(case: Case) -> str | None:
+    """Return why SDPA does not compute this case, or None."""
+    spec = case.spec
+    if not isinstance(spec.weighting, Softmax):
+        return f"SDPA knows softmax weights alone, not {type(spec.weighting).__name__}"
+    if spec.weighting.softcap is not None:
+        return "SDPA has no softcap"
+    if spec.weighting.sink:
+        return "SDPA has no sink"
+    if isinstance(spec.position, RelativeBias | Alibi):
+        return "SDPA takes a bias only as a whole q_len × kv_len matrix for each head"
+    if rotates_in_kernel(spec):
+        return "each query meets keys rotated by frequencies of its own"
+    if case.dropout:
+        return "dropout is in the plain kernel alone: SDPA on the CPU would build the whole matrix for it"
+    if case.weights:
+        return "SDPA does not return weights"
+    if 0 in (case.q_len, case.kv_len):
+        return "there is no query or no key"
+    return None
+
+
+def run(call: Call) -> tuple[Tensor, None]:
+    """Compute one call of SDPA; see `Kernel.run`."""
+    case, spec = call.case, call.case.spec
+    key, value = keys_and_values(call)
+    if _sees_everything(case):
+        return _sdpa(call, key, value), None
+    if spec.pattern == Causal() and _is_square(case):
+        causal = functools.partial(_sdpa, call, is_causal=True)
+        return confined(causal, key, value, spec, lambda: allowed_pairs(call)), None
+    allowed = allowed_pairs(call)
+    blind = ~allowed.any(dim=-1, keepdim=True)
+    mask = allowed | blind  # what SDPA gives a row without keys depends on its backend: let it see all, then zero it
+
+    def masked(key: Tensor, value: Tensor) -> Tensor:
+        return _sdpa(call, key, value, mask=mask).masked_fill(blind, 0.0)
+
+    return confined(masked, key, value, spec, lambda: allowed), None
+
+
+def _sdpa(call: Call, key: Tensor, value: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    spec = call.case.spec
+    return scaled_dot_product_attention(
+        call.query, key, value, mask, is_causal=is_causal, scale=spec.scale, enable_gqa=spec.group_size > 1
+    )
+
+
+def _is_square(case: Case) -> bool:
+    """Whether SDPA's ``is_causal``, which counts both sides from 0, means the implied positions."""
+    return case.aligned and case.q_len == case.kv_len and not (case.key_mask or case.segments)
+
+
+def _sees_everything(case: Case) -> bool:
+    if case.key_mask or case.segments:
+        return False
+    single_last = case.aligned and case.q_len == 1 and case.spec.pattern == Causal()
+    return single_last or case.spec.pattern == Full()
+
+
+KERNEL = Kernel("dense", "PyTorch's scaled_dot_product_attention", refuse, run)

@@ -1,0 +1,63 @@
+"""Which kernel runs, decided by rule before any tensor is touched, and why not the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from polyhead.errors import UnsupportedError, unknown_name
+from polyhead.kernels import dense, plain
+from polyhead.kernels.common import Case, Kernel
+
+KERNELS: tuple[Kernel, ...] = (dense.KERNEL, plain.KERNEL)
+"""Every kernel, the preferred first. All of them compute the same function; the last takes every legal case."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Which kernel runs a case, and why each other one does not.
+
+    Attributes:
+        kernel: The name of the kernel that `auto` picks.
+        summary: How it computes.
+        others: For each other kernel, by name, why it was not picked.
+    """
+
+    kernel: str
+    summary: str
+    others: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.kernel}: {self.summary}"]
+        return "\n".join(lines + [f"not {name}: {reason}" for name, reason in self.others.items()])
+
+
+def choose(case: Case, kernel: str = "auto") -> Kernel:
+    """Return the kernel that runs a case.
+
+    Args:
+        case: What is asked.
+        kernel: A kernel's name, or ``"auto"`` for the first that takes the case.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        UnknownNameError: If no kernel has that name.
+        UnsupportedError: If the kernel asked for does not take the case; it never falls back to another.
+    """
+    if kernel == "auto":
+        return next(k for k in KERNELS if k.refuse(case) is None)
+    named = next((k for k in KERNELS if k.name == kernel), None)
+    if named is None:
+        raise unknown_name("kernel", kernel, ["auto", *(k.name for k in KERNELS)])
+    if (reason := named.refuse(case)) is not None:
+        raise UnsupportedError(f"kernel={kernel!r} does not run this: {reason}; use kernel='auto', which picks {choose(case).name!r}")
+    return named
+
+
+def explain(case: Case) -> Explanation:
+    """Return which kernel `auto` picks for a case, and why not the others."""
+    chosen = choose(case)
+    passed_over = f"it would run, and auto prefers {chosen.name}"
+    others = {k.name: k.refuse(case) or passed_over for k in KERNELS if k is not chosen}
+    return Explanation(kernel=chosen.name, summary=chosen.summary, others=others)

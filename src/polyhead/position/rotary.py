@@ -1,0 +1,73 @@
+"""RoPE in torch: angles in float64, rounded once, and the rotation of a tensor's planes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyhead.spec import AttentionSpec, Rotary
+
+
+def rotate(x: Tensor, positions: Tensor, spec: AttentionSpec, *, start: int) -> Tensor:
+    """Rotate queries or keys by their own positions.
+
+    Args:
+        x: ``[batch, heads, len, width]``.
+        positions: Whole numbers ``[batch or 1, len]``.
+        spec: A spec with `Rotary` position whose frequencies are the same for every query.
+        start: First width that turns.
+
+    Returns:
+        ``x`` rotated, in its own dtype; the arithmetic is in float32 at least.
+    """
+    angles = positions.double()[:, None, :, None] * _frequencies(spec, None, positions)
+    return turn(x, angles, spec, start=start)
+
+
+def rotate_for_queries(query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor], spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys by frequencies that each query chooses.
+
+    Args:
+        query: ``[batch, maps, kv_heads, group, q_len, width]``.
+        key: ``[batch, maps, kv_heads, kv_len, width]``.
+        positions: Those of the queries ``[batch or 1, q_len]`` and of the keys ``[batch or 1, kv_len]``.
+        spec: A spec with `Rotary` position.
+
+    Returns:
+        The query, and the keys as each query sees them: ``[batch, maps, kv_heads, q_len, kv_len, width]``,
+        where q_len is 1 if all queries see the same.
+    """
+    assert isinstance(spec.position, Rotary)
+    query_positions, key_positions = (p.double() for p in positions)
+    frequencies = _frequencies(spec, positions[0] if spec.position.per_query else None, positions[0])
+    per_query = frequencies if spec.position.per_query else frequencies[None, None]
+    query_angles = (query_positions[..., None] * per_query)[:, None, None, None]
+    key_angles = (key_positions[:, None, :, None] * per_query[:, :, None])[:, None, None]
+    start = spec.rotary_offset  # a latent's keys are expanded by now, and laid out as its queries are
+    return turn(query, query_angles, spec, start=start), turn(key[..., None, :, :], key_angles, spec, start=start)
+
+
+def turn(x: Tensor, angles: Tensor, spec: AttentionSpec, *, start: int) -> Tensor:
+    """Turn the rotary widths of ``x [..., width]`` by angles that broadcast against its planes."""
+    assert isinstance(spec.position, Rotary)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = ((f(angles) * spec.position.amplitude).to(wide) for f in (torch.cos, torch.sin))
+    width = spec.rotary_dim
+    before, planes, after = x.split([start, width, x.shape[-1] - start - width], dim=-1)
+    planes = planes.to(wide)
+    if spec.position.pairs == "half":
+        first, second = planes.chunk(2, dim=-1)
+    else:
+        first, second = planes[..., 0::2], planes[..., 1::2]
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    joined = torch.cat(turned, dim=-1) if spec.position.pairs == "half" else torch.stack(turned, dim=-1).flatten(-2)
+    if start == 0 and after.shape[-1] == 0:
+        return joined.to(x.dtype)
+    around = [part.expand(*joined.shape[:-1], -1) for part in (before, after)]
+    return torch.cat([around[0], joined.to(x.dtype), around[1]], dim=-1)
+
+
+def _frequencies(spec: AttentionSpec, query_positions: Tensor | None, like: Tensor) -> Tensor:
+    assert isinstance(spec.position, Rotary)
+    chosen_by = None if query_positions is None else query_positions.cpu().numpy()
+    return torch.from_numpy(spec.position.frequencies(spec.rotary_dim, chosen_by)).to(like.device)

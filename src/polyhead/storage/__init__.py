@@ -1,0 +1,1 @@
+"""How what is stored becomes the keys and values of each head, in torch."""
