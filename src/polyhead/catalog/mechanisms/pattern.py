@@ -33,15 +33,15 @@ CAUSAL = Mechanism(
     paper="Radford et al., GPT (OpenAI, 2018)",
     formula="softmax(QKᵀ/√d_k + M)·V, M_ij = −∞ where j > i, else 0",
     latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
+        r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
         r" \qquad M_{ij} = \begin{cases} 0 & j \le i \\ -\infty & j > i \end{cases}"
     ),
     changes="pattern",
     time="O(N²d), half the pairs",
     cache="2·H·d_h",
     what="A token sees itself and what came before it, and nothing later.",
-    gains="All next tokens train in one pass over half the pairs, the past can be cached, and order shows by itself.",
-    loses="No token learns from what follows it, so one that is read once is understood from its left side alone.",
+    gains="Half the pairs, a past that can be cached, and some sense of order even without positions.",
+    loses="A token is understood from its left side alone: nothing later can change how it is read.",
     when="Everything that generates token by token: GPT, LLaMA 3, Qwen-2, Mistral, DeepSeek-V2.",
     forces=Forces(quality=-1, speed=1, memory=0, position=1),
     inputs="as they are",
@@ -57,16 +57,16 @@ SLIDING_WINDOW = Mechanism(
     paper="Beltagy et al., Longformer (arXiv 2004.05150)",
     formula="softmax(QKᵀ/√d_k + M)·V, M_ij = 0 where |i − j| ≤ w, else −∞",
     latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
-        r" \qquad M_{ij} = \begin{cases} 0 & \lvert i - j\rvert \le w \\ -\infty & \text{otherwise} \end{cases}"
+        r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V,"
+        r" \qquad M_{ij} = \begin{cases} 0 & \lvert i - j\rvert \le w \\ -\infty & \text{else} \end{cases}"
     ),
     changes="pattern",
     time="O(N·w·d)",
     cache="2·H·d_h, for the last w tokens only",
     what="A token sees only the tokens at most w away, or in a causal model the last w.",
-    gains="Time grows with N instead of N², and when generating only the last w tokens stay in the cache.",
-    loses="What lies further away comes through other layers alone, w tokens a layer, or not at all.",
-    when="Documents over 32K tokens: Mistral 7B v0.1 sees the last 4096 (later versions dropped the window).",
+    gains="Time grows with N instead of N², and a causal model caches the last w tokens only.",
+    loses="What lies further away arrives through other layers, w tokens a layer, or not at all.",
+    when="Documents over 32K tokens; Mistral 7B v0.1 sees the last 4096 (later versions see all).",
     forces=Forces(quality=-1, speed=1, memory=1, position=0),
     inputs="as they are",
     substitute=as_sliding_window,
@@ -79,20 +79,20 @@ BIGBIRD = Mechanism(
     aliases=("big-bird", "big bird", "sparse", "sparse attention", "block-sparse"),
     year=2020,
     paper="Zaheer et al., NeurIPS 2020 (arXiv 2007.14062)",
-    formula="softmax(QKᵀ/√d_k + M)·V, M_ij = 0 in the window, at global tokens and random links, else −∞",
+    formula="softmax(QKᵀ/√d_k + M)·V, M_ij = 0 for window, global and random pairs, else −∞",
     latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V, \qquad"
+        r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V, \qquad"
         r" M_{ij} = \begin{cases} 0 & \lvert i - j\rvert \le w \;\text{ or }\; i \in \mathcal{G}"
         r" \;\text{ or }\; j \in \mathcal{G} \;\text{ or }\; j \in \mathcal{R}_i \\"
-        r" -\infty & \text{otherwise} \end{cases}"
+        r" -\infty & \text{else} \end{cases}"
     ),
     changes="pattern",
     time="O(N·d) for fixed counts of window, global and random keys",
     cache="2·H·d_h, for every token: a link may reach any",
-    what="A token sees a window, a few global tokens that see all and are seen by all, and some random others.",
+    what="A token sees its neighbours, some random others, and global tokens, which see all in turn.",
     gains="Linear time, with any two tokens at most two steps apart through a global one.",
-    loses="Most pairs never meet directly, scattered links suit hardware badly, and the cache keeps every token.",
-    when="Encoders of long documents, where a question or a classification token must reach everything.",
+    loses="Most pairs meet only through others, lone links run slowly, and the cache keeps every token.",
+    when="Encoders of long documents, where a question or a class token must reach everything.",
     forces=Forces(quality=-1, speed=1, memory=0, position=0),
     inputs="as they are",
     substitute=as_bigbird,

@@ -33,18 +33,16 @@ RELATIVE_BIAS = Mechanism(
     year=2018,
     paper="Shaw et al., NAACL 2018 (arXiv 1803.02155); T5: Raffel et al., JMLR 2020 (arXiv 1910.10683)",
     formula="softmax(QKᵀ/√d_k + B)·V, B_ij = f(j − i), learned",
-    latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + B\right)V, \qquad B_{ij} = f(j - i)"
-    ),
+    latex=r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} + B\right)V, \qquad B_{ij} = f(j - i)",
     changes="position",
     time="O(N²d)",
     cache="2·H·d_h",
     what="A learned number for the distance between query and key is added to their score.",
     gains="Each head learns which distances matter to it, near or far, before or after.",
-    loses="The bias must be added for every pair, which many fused kernels cannot do; far distances share one number.",
+    loses="Many fused kernels cannot add a bias per pair, and far distances share one number.",
     when=(
-        "Encoders and encoder–decoders: T5 learns a number per head and bucket of distances, and leaves 1/√d_k "
-        "out; Shaw's form adds learned vectors to keys and values instead."
+        "Encoders and encoder–decoders of moderate length: T5 (a number per head and bucket of distances, "
+        "and no 1/√d_k) or Shaw's form (learned vectors added to keys and values)."
     ),
     forces=Forces(quality=0, speed=-1, memory=0, position=1),
     inputs="as they are",
@@ -58,7 +56,7 @@ ROPE = Mechanism(
     aliases=("rotary", "rotary embedding", "rotary-embedding", "rotary-position-embedding", "roformer"),
     year=2021,
     paper="Su et al., RoFormer (arXiv 2104.09864)",
-    formula="score_ij = (R_i·q_i)·(R_j·k_j)/√d_k, which depends on i − j alone; θ_t = 10000^(−2t/d)",
+    formula="(R_i·q_i)·(R_j·k_j) depends only on i − j; plane t turns by θ_t = 10000^(−2t/d) per token",
     latex=(
         r"(R_iq_i)^\top(R_jk_j) = q_i^\top R_{j-i}\,k_j,"
         r" \qquad \theta_t = 10000^{-2t/d},\quad t = 0, \dots, \tfrac{d}{2} - 1"
@@ -66,9 +64,9 @@ ROPE = Mechanism(
     changes="position",
     time="O(N²d)",
     cache="2·H·d_h",
-    what="Queries and keys are rotated, pair of widths by pair, by angles in proportion to their positions.",
-    gains="Scores depend on distance with nothing learned, and any kernel runs it: keys are cached already rotated.",
-    loses="Past the trained length it fails unless its frequencies are scaled (as LLaMA 3.1 does, not 3).",
+    what="Queries and keys are rotated by angles that grow with their position, two widths at a time.",
+    gains="Scores know the distance with nothing learned, and any kernel serves: the rotation precedes it.",
+    loses="It fails past the trained length unless its frequencies are scaled, as in LLaMA 3.1.",
     when="The usual choice for language models: LLaMA 3, Qwen-2, Mistral, and DeepSeek-V2's RoPE key.",
     forces=Forces(quality=0, speed=0, memory=0, position=1),
     inputs="as they are",
@@ -79,12 +77,12 @@ ALIBI = Mechanism(
     number=9,
     name="alibi",
     title="Attention with linear biases",
-    aliases=("linear biases", "linear-biases", "linear bias", "linear-bias", "press"),
+    aliases=("linear biases", "linear-biases", "linear bias", "linear-bias"),
     year=2022,
     paper="Press et al., ICLR 2022 (arXiv 2108.12409)",
-    formula="softmax(QKᵀ/√d_k − m_h·|i − j|)·V, m_h = 2^(−8h/H)",
+    formula="softmax(QKᵀ/√d_k − m_h·|i − j|)·V, m_h = 2^(−8h/H) where H is a power of two",
     latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} - m_h\,\lvert i - j\rvert\right)V,"
+        r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}} - m_h\,\lvert i - j\rvert\right)V,"
         r" \qquad m_h = 2^{-8h/H},\quad h = 1, \dots, H"
     ),
     changes="position",

@@ -23,14 +23,14 @@ CROSS = Mechanism(
     paper="Vaswani et al., NeurIPS 2017 (arXiv 1706.03762)",
     formula="softmax(QKᵀ/√d_k)·V, Q from one sequence (x), K and V from another (c)",
     latex=(
-        r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}}\right)V,"
+        r"\mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}}\right)V,"
         r" \qquad Q = xW_Q,\quad K = cW_K,\quad V = cW_V"
     ),
     changes="source",
     time="O(N·M·d), M tokens in the other sequence",
     cache="2·H·d_h per token of the other sequence, computed once",
     what="Queries come from one sequence, keys and values from another; the formula stays the baseline's.",
-    gains="The output can read another text, an image or a sound, and the cache stops growing once that is read.",
+    gains="The output can read another text, image or sound, whose cache is filled once and never grows.",
     loses="It carries nothing between the output's own tokens, so it comes on top of self-attention.",
     when="Encoder–decoder models, such as translation with the original Transformer or T5.",
     forces=Forces(quality=0, speed=0, memory=0, position=0),

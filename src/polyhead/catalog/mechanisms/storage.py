@@ -15,13 +15,19 @@ def with_heads(base: AttentionSpec, settings: Settings, num_kv_heads: int | None
     """Give a base another number of key/value heads, after splitting it if it has a single head."""
     storage = base.storage
     if not isinstance(storage, Grouped):
-        raise UnsupportedError(f"heads can be shared or given their own in Grouped storage alone, not in {storage!r}")
+        raise UnsupportedError(
+            f"heads can be shared or given their own in Grouped storage alone, not in {storage!r}"
+        )
     if storage.num_heads == 1:
         pieces = settings.num_heads
         if storage.head_dim % pieces or base.v_head_dim % pieces:
             widths = f"{storage.head_dim} (queries and keys) and {base.v_head_dim} (values)"
-            raise SpecError(f"num_heads={pieces} does not divide the widths {widths}; give num_heads that does")
-        storage = Grouped(num_heads=pieces, head_dim=storage.head_dim // pieces, v_head_dim=base.v_head_dim // pieces)
+            raise SpecError(
+                f"num_heads={pieces} does not divide the widths {widths}; give num_heads that does"
+            )
+        storage = Grouped(
+            num_heads=pieces, head_dim=storage.head_dim // pieces, v_head_dim=base.v_head_dim // pieces
+        )
     return dataclasses.replace(base, storage=dataclasses.replace(storage, num_kv_heads=num_kv_heads))
 
 
@@ -38,12 +44,14 @@ def as_mqa(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 def as_gqa(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     """Share keys and values between groups of heads."""
     split = with_heads(base, settings, settings.num_heads if base.num_heads == 1 else base.num_kv_heads)
-    groups = settings.num_groups or max((d for d in divisors(split.num_kv_heads)[1:-1]), default=split.num_kv_heads)
+    groups = settings.num_groups or max(
+        (d for d in divisors(split.num_kv_heads)[1:-1]), default=split.num_kv_heads
+    )
     return with_heads(base, settings, groups)
 
 
 def as_mla(base: AttentionSpec, settings: Settings) -> AttentionSpec:
-    """Replace keys and values by a latent; position, if any, has entered the keys before they were compressed."""
+    """Replace keys and values by a latent; position, if any, has entered the keys before that."""
     storage = Latent(
         num_heads=base.num_heads,
         kv_lora_rank=settings.latent_rank or 1,
@@ -63,15 +71,15 @@ MHA = Mechanism(
     paper="Vaswani et al., NeurIPS 2017 (arXiv 1706.03762)",
     formula="concat_h(softmax(Q_h·K_hᵀ/√d_h)·V_h)·W_O",
     latex=(
-        r"\operatorname*{concat}_{h=1}^{H}"
-        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK_h^\top}{\sqrt{d_h}}\right)V_h\right)W_O"
+        r"\mathop{\mathrm{concat}}_{h=1}^{H}"
+        r"\left(\mathrm{softmax}\!\left(\frac{Q_hK_h^\top}{\sqrt{d_h}}\right)V_h\right)W_O"
     ),
     changes="storage",
     time="O(N²d)",
     cache="2·H·d_h",
     what="The width is split into H heads; each attends with keys and values of its own.",
-    gains="One token can attend to H different places at once, for the arithmetic of a single full-width head.",
-    loses="Every head's keys and values are cached: the largest cache of all, 16 KiB a layer and token at d = 4096.",
+    gains="A token attends to H different places at once, for the arithmetic of one full-width head.",
+    loses="The largest cache of all: 16 KiB per token and layer at d = 4096 in FP16.",
     when="Training from scratch, with RoPE and flash, where the cache is not what limits.",
     forces=Forces(quality=1, speed=0, memory=0, position=0),
     inputs="heads",
@@ -82,20 +90,20 @@ MQA = Mechanism(
     number=5,
     name="mqa",
     title="Multi-query attention",
-    aliases=("multi-query", "multiquery", "multi query", "multi-query-attention", "one write-head"),
+    aliases=("multi-query", "multiquery", "multi query", "multi-query-attention"),
     year=2019,
     paper="Shazeer (arXiv 1911.02150)",
     formula="concat_h(softmax(Q_h·Kᵀ/√d_h)·V)·W_O, one K and V for all heads",
     latex=(
-        r"\operatorname*{concat}_{h=1}^{H}"
-        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK^\top}{\sqrt{d_h}}\right)V\right)W_O"
+        r"\mathop{\mathrm{concat}}_{h=1}^{H}"
+        r"\left(\mathrm{softmax}\!\left(\frac{Q_hK^\top}{\sqrt{d_h}}\right)V\right)W_O"
     ),
     changes="storage",
     time="O(N²d)",
     cache="2·d_h",
     what="All heads keep their own queries and read the same keys and values.",
-    gains="The cache shrinks H times, and decoding, which waits for the cache to be read, speeds up with it.",
-    loses="Heads can differ only in what they ask: quality falls, by about 1 % in the paper's perplexity.",
+    gains="A cache H times smaller, and faster decoding, since that waits for the cache to be read.",
+    loses="Heads differ only in what they ask, so quality falls: about 1 % of perplexity in the paper.",
     when="Fast decoding where GQA's cache is still too large, as in PaLM and Falcon-7B.",
     forces=Forces(quality=-1, speed=1, memory=1, position=0),
     inputs="heads",
@@ -111,17 +119,17 @@ GQA = Mechanism(
     paper="Ainslie et al., EMNLP 2023 (arXiv 2305.13245)",
     formula="concat_h(softmax(Q_h·K_gᵀ/√d_h)·V_g)·W_O, g the group of h; G = 1 is MQA, G = H is MHA",
     latex=(
-        r"\operatorname*{concat}_{h=0}^{H-1}"
-        r"\left(\operatorname{softmax}\!\left(\frac{Q_hK_{g(h)}^\top}{\sqrt{d_h}}\right)V_{g(h)}\right)W_O,"
+        r"\mathop{\mathrm{concat}}_{h=0}^{H-1}"
+        r"\left(\mathrm{softmax}\!\left(\frac{Q_hK_{g(h)}^\top}{\sqrt{d_h}}\right)V_{g(h)}\right)W_O,"
         r" \qquad g(h) = \left\lfloor \frac{hG}{H} \right\rfloor"
     ),
     changes="storage",
     time="O(N²d)",
     cache="2·G·d_h",
     what="Heads form G groups, and the heads of a group read the same keys and values.",
-    gains="The cache is G/H of MHA's at little loss, and decoding is as much less bound by memory.",
-    loses="A little quality against MHA, and still a cache that grows with every token, G times that of MQA.",
-    when="The usual choice for serving: LLaMA 3 8B and Mistral 7B have 8 groups for 32 heads, Qwen2-7B 4 for 28.",
+    gains="A cache of G/H of MHA's at little loss, and faster decoding, which is bound by memory.",
+    loses="A little quality against MHA, and a cache still G times that of MQA.",
+    when="The usual choice: LLaMA 3 8B and Mistral 7B have 8 groups for 32 heads, Qwen2-7B 4 for 28.",
     forces=Forces(quality=0, speed=1, memory=1, position=0),
     inputs="heads",
     substitute=as_gqa,
@@ -142,10 +150,10 @@ MLA = Mechanism(
     changes="storage",
     time="O(N²d)",
     cache="d_c + d_r",
-    what="A token is stored as one short latent row, from which every head's keys and values are unfolded.",
-    gains="DeepSeek-V2 caches 512 + 64 numbers where MHA with its 128 heads of 128 would 32,768, at no loss it reports.",
-    loses="RoPE cannot enter the latent and needs a key of its own, and decoding in the latent costs arithmetic.",
-    when="Long contexts where the cache is the hard limit, as in DeepSeek-V2 (236B parameters, 128K tokens).",
+    what="Each token is stored as one short latent row that unfolds into every head's key and value.",
+    gains="DeepSeek-V2 caches 512 + 64 numbers instead of MHA's 32,768, and reports better quality.",
+    loses="RoPE cannot enter the latent and needs a key of its own; decoding costs more arithmetic.",
+    when="Where the cache is the hard limit, as in DeepSeek-V2 (236B parameters, 128K tokens).",
     forces=Forces(quality=1, speed=0, memory=1, position=-1),
     inputs="latent",
     substitute=as_mla,

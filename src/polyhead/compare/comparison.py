@@ -1,0 +1,317 @@
+"""One class that runs all fifteen on the same input and shows that they differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from polyhead.catalog import TEXTBOOK, Settings, mechanism, mechanisms
+from polyhead.compare import engine as engines
+from polyhead.compare.differences import Difference, difference
+from polyhead.compare.inputs import Array, Fitted, Inputs, array_inputs, check_size, example_inputs, fit, fit_mechanism
+from polyhead.compare.table import Row, Table
+from polyhead.errors import ShapeError, SpecError, UnknownNameError, UnsupportedError, unknown_name
+from polyhead.spec import AttentionSpec
+
+
+class Result(NamedTuple):
+    """One mechanism's whole result.
+
+    Attributes:
+        fitted: The spec and inputs that ran.
+        output: ``[heads, q_len, v_width]``.
+        weights: ``[heads, q_len, kv_len]``.
+    """
+
+    fitted: Fitted
+    output: Array
+    weights: Array
+
+
+class AttentionComparison:
+    """The fifteen mechanisms on one input.
+
+    Without arguments the input is the textbook's shared example. Each mechanism is put into the input's base
+    spec (full, position-free softmax attention; on a real model, the model's own) and differs from it in what it
+    changes alone. Everything is computed in float64.
+
+    ::
+
+        AttentionComparison().table(token="cat")["differential"].output
+
+    Args:
+        query: ``[len, width]`` or ``[heads, len, width]``. None: the shared example.
+        key: ``[len, width]`` or ``[kv_heads, len, width]``.
+        value: ``[len, v_width]`` or ``[kv_heads, len, v_width]``.
+        tokens: A name for each position. None: their numbers.
+        cross_query: A decoder's queries, for #4, which is left out without them.
+        num_heads: Heads that a single head's width is split into, for #2, #5 and #6.
+        engine: ``"numpy"`` (the oracle) or ``"torch"`` (the kernels).
+        head: Which head's rows to show, where there are several.
+        settings: The mechanisms' parameters. None: the textbook's for the example, defaults otherwise.
+
+    Raises:
+        ShapeError: If the arrays are empty, not finite, too long, or do not fit each other.
+        UnknownNameError: If the engine or the head does not exist.
+        MissingExtraError: If the engine's package is not installed.
+    """
+
+    def __init__(
+        self,
+        query: ArrayLike | None = None,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        tokens: Iterable[str] | None = None,
+        cross_query: ArrayLike | None = None,
+        num_heads: int = 2,
+        engine: str = "numpy",
+        head: int = 0,
+        settings: Settings | None = None,
+    ) -> None:
+        given = [array is not None for array in (query, key, value)]
+        if any(given) and not all(given):
+            raise ShapeError("give query, key and value together, or none of them for the shared example")
+        if query is None or key is None or value is None:
+            if tokens is not None or cross_query is not None:
+                raise ShapeError("tokens and cross_query go with query, key and value; the shared example has its own")
+            inputs, title, default = example_inputs(), "shared example", TEXTBOOK
+        else:
+            inputs, title, default = array_inputs(query, key, value, tokens, cross_query), "own arrays", Settings()
+        chosen = settings or dataclasses.replace(default, num_heads=num_heads)
+        self._set(inputs, title=title, settings=chosen, engine=engine, head=head)
+
+    def _set(self, inputs: Inputs, *, title: str, settings: Settings, engine: str, head: int) -> None:
+        engines.check_engine(engine)
+        check_size(inputs)
+        count = len(inputs.query)
+        if not -count <= head < count:
+            raise UnknownNameError(f"head={head} does not exist; the input has heads 0 to {count - 1}")
+        self.inputs = inputs
+        self.title = title
+        self.settings = settings
+        self.engine = engine
+        self.head = head % count
+        self._added: list[str] = []
+        self._results: dict[str, Result] = {}
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        text: str,
+        *,
+        layer: int = 0,
+        head: int = 0,
+        second_text: str | None = None,
+        bare: bool = False,
+        engine: str = "numpy",
+        settings: Settings | None = None,
+    ) -> Self:
+        """Compare on the queries, keys and values of a layer of a real language model reading a text.
+
+        The model's own mechanism is run exactly; the others are a what-if on frozen weights: they say what the
+        arithmetic does to these heads, and nothing about a model trained so.
+
+        Args:
+            model: A checkpoint directory, a GGUF file, the name ``"smollm2"``, or what `polyhead.hf.load` returned.
+            text: What the model reads.
+            layer: Number of the layer, from 0.
+            head: The query head whose rows are shown; all run.
+            second_text: A text whose keys and values #4 attends to. None: #4 is left out.
+            bare: Whether to put the mechanisms into the textbook's form (full, no position, softmax) instead of
+                the model's own spec.
+            engine: ``"numpy"`` or ``"torch"``.
+            settings: The mechanisms' parameters. None: the defaults.
+
+        Returns:
+            The comparison.
+
+        Raises:
+            CheckpointError: If the model is missing or broken.
+            UnsupportedError: If the model's attention is not one that specs can express.
+            MissingExtraError: If torch or transformers is not installed.
+        """
+        from polyhead.compare.from_model import model_inputs
+
+        engines.check_engine(engine)
+        inputs, title = model_inputs(model, text, layer=layer, second_text=second_text, bare=bare)
+        comparison = cls.__new__(cls)
+        comparison._set(inputs, title=title, settings=settings or Settings(), engine=engine, head=head)
+        return comparison
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens, one per position."""
+        return self.inputs.tokens
+
+    def add(self, name: str, spec: AttentionSpec, params: Mapping[str, ArrayLike] | None = None) -> Self:
+        """Add a combination of one's own to the comparison.
+
+        Args:
+            name: A name that no mechanism has.
+            spec: The spec; its heads and widths must be made from the input's by splitting, sharing, halving
+                (differential) or compressing (latent).
+            params: The learned tensors named by ``spec.parameter_shapes()``.
+
+        Returns:
+            The comparison itself.
+
+        Raises:
+            SpecError: If the name is taken.
+            ShapeError: If the input cannot be given the spec's shapes, or a learned tensor is missing.
+        """
+        if name in self._added or any(name == entry.name for entry in mechanisms()):
+            raise SpecError(f"{name!r} is taken; give your combination another name")
+        arrays = {key: np.asarray(array, np.float64) for key, array in (params or {}).items()}
+        fitted = fit(spec, self.inputs, self.settings, arrays)
+        if missing := [key for key in spec.parameter_shapes() if key not in fitted.params]:
+            raise ShapeError(f"{name!r} learns {missing[0]!r} of shape {list(spec.parameter_shapes()[missing[0]])}; give params=")
+        self._results[name] = self._run(fitted)  # run now, so that what cannot run is not added
+        self._added.append(name)
+        return self
+
+    def position(self, token: str | int) -> int:
+        """Return a token's position.
+
+        Args:
+            token: Its position, or its text, with or without the tokenizer's mark of a leading space.
+
+        Returns:
+            The position, from 0.
+
+        Raises:
+            UnknownNameError: If there is no such token, or several.
+        """
+        count = len(self.tokens)
+        if isinstance(token, int):
+            if not -count <= token < count:
+                raise UnknownNameError(f"there is no token {token}; positions run from 0 to {count - 1}")
+            return token % count
+        found = [i for i, t in enumerate(self.tokens) if t == token]
+        found = found or [i for i, t in enumerate(self.tokens) if t.lstrip(" Ġ▁") == token]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownNameError(f"{token!r} stands at positions {', '.join(map(str, found))}; give one of them")
+        if token.lstrip("-").isdecimal():
+            return self.position(int(token))
+        raise unknown_name("token", token, self.tokens[:40])
+
+    def run(self, name: str | int, token: str | int | None = None) -> Row:
+        """Run one mechanism, or one's own combination, and return a token's row.
+
+        Args:
+            name: The mechanism's name, alias or number, or the name of an added combination.
+            token: The token. None: the example's "cat", elsewhere the last one.
+
+        Returns:
+            The row.
+
+        Raises:
+            UnknownNameError: If there is no such mechanism or token.
+            PolyheadError: If this input cannot take the mechanism; the message says why.
+        """
+        entry = None if name in self._added else mechanism(name)
+        return self._row(entry.name if entry else str(name), self._token(token))
+
+    def table(self, token: str | int | None = None) -> Table:
+        """Run everything and return one token's rows.
+
+        Args:
+            token: The token. None: the example's "cat", elsewhere the last one.
+
+        Returns:
+            The table; what this input cannot take is listed in ``absent`` with its reason.
+        """
+        position = self._token(token)
+        rows: list[Row] = []
+        absent: dict[str, str] = {}
+        for name in [*(entry.name for entry in mechanisms()), *self._added]:
+            try:
+                rows.append(self._row(name, position))
+            except (SpecError, ShapeError, UnsupportedError) as error:
+                absent[name] = str(error)
+        return Table(token=self.tokens[position], position=position, rows=tuple(rows), absent=absent, title=self.title)
+
+    def differences(self, token: str | int | None = None) -> list[Difference]:
+        """Return how every pair of mechanisms differs for a token, and where it does not, why it should not."""
+        return [difference(first, second) for first, second in combinations(self.table(token), 2)]
+
+    def result(self, name: str | int) -> Result:
+        """Return one mechanism's whole result: all heads, all tokens."""
+        known = str(name) if name in self._results else mechanism(name).name
+        if known not in self._results:
+            entry = mechanism(known)
+            fitted = fit_mechanism(entry, self.inputs, self.settings)
+            self._results[known] = self._run(fitted, self.settings.tile if entry.is_tiled else None)
+        return self._results[known]
+
+    def flash_error(self) -> float:
+        """Return the largest difference between flash attention's outputs and the baseline's, over all heads and tokens."""
+        return float(np.abs(self.result("flash").output - self.result("scaled-dot-product").output).max())
+
+    def plot(self, token: str | int | None = None, path: str | Path | None = None) -> Any:
+        """Draw a token's weights and outputs under every mechanism.
+
+        Args:
+            token: The token. None: as in `table`.
+            path: Where to write it, ``.png`` or ``.svg``. None: nowhere.
+
+        Returns:
+            The matplotlib ``Figure``.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+            ShapeError: If there are too many tokens to draw.
+            UnsupportedError: If the file's ending is another.
+        """
+        from polyhead.compare.plot import draw
+
+        return draw(self.table(token), path)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from polyhead.compare.plot import embedded
+
+        table = self.table()
+        return {"text/plain": table.to_markdown(), "text/html": embedded(table) + table.to_html()}
+
+    def _token(self, token: str | int | None) -> int:
+        if token is None:
+            token = "cat" if self.title == "shared example" else -1
+        return self.position(token)
+
+    def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
+        return Result(fitted, *engines.run(fitted, self.engine, tile))
+
+    def _row(self, name: str, position: int) -> Row:
+        entry = None if name in self._added else mechanism(name)
+        result = self.result(name)
+        baseline = self._view(self.result("scaled-dot-product").output, position)
+        output = self._view(result.output, position)
+        weights = result.weights[:, position]
+        single = len(self.inputs.query) == 1
+        return Row(
+            number=entry.number if entry else None,
+            name=name,
+            title=entry.title if entry else name,
+            changes=entry.changes if entry else "combination",
+            spec=result.fitted.spec,
+            output=output,
+            weights=weights.mean(axis=0) if single else weights[self.head],
+            key_tokens=result.fitted.key_tokens,
+            distance=float(np.linalg.norm(output - baseline)),
+            is_own=result.fitted.spec == self.inputs.base and not result.fitted.is_cross,
+            note=result.fitted.note,
+        )
+
+    def _view(self, output: Array, position: int) -> Array:
+        """Return a token's output: all heads side by side where one was split, else the chosen head's."""
+        rows = output[:, position]
+        return rows.reshape(-1) if len(self.inputs.query) == 1 else rows[self.head]

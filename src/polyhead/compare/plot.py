@@ -1,0 +1,136 @@
+"""A token's weights and outputs under every mechanism, as a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyhead.compare.table import Row, Table
+from polyhead.errors import MissingExtraError, ShapeError, UnsupportedError, require_extra
+
+MAX_TOKENS = 128
+"""Most key tokens that a picture can show one column each."""
+
+MAX_WIDTH = 128
+"""Most output widths that a picture can show one column each."""
+
+HUES = {
+    "nothing": "#444444",
+    "computation": "#444444",
+    "source": "#7a5195",
+    "storage": "#0072b2",
+    "position": "#d55e00",
+    "pattern": "#007a5a",
+    "weighting": "#a3195b",
+    "combination": "#444444",
+}
+"""A hue for each of the four choices, readable on white by colour-blind eyes too."""
+
+
+def draw(table: Table, path: str | Path | None = None) -> Any:
+    """Draw a table's weights and outputs.
+
+    Args:
+        table: One token's rows.
+        path: Where to write it, ``.png`` or ``.svg``. None: nowhere.
+
+    Returns:
+        The matplotlib ``Figure``.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        ShapeError: If there are too many tokens to draw.
+        UnsupportedError: If the file's ending is another.
+    """
+    if path is not None and Path(path).suffix.lower() not in {".png", ".svg"}:
+        raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
+    columns = max(len(row.weights) for row in table)
+    if columns > MAX_TOKENS:
+        raise ShapeError(f"a plot shows at most {MAX_TOKENS} tokens and this has {columns}; use CSV or JSON, or a shorter text")
+    require_extra("matplotlib", "plot", "a plot")
+    from matplotlib.figure import Figure
+
+    width = min(MAX_WIDTH, max(len(row.output) for row in table))
+    figure = Figure(figsize=(5.5 + 0.32 * min(columns + width, 90), 1.9 + 0.34 * len(table)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[min(columns, 60) + 2, min(width, 60) + 2])
+    figure.suptitle(f"How “{_readable(table.token)}” attends, and what comes out — {table.title}", fontsize=12)
+    _draw_weights(left, table, columns)
+    _draw_outputs(right, table, width)
+    if path is not None:
+        _write(figure, Path(path))
+    return figure
+
+
+def embedded(table: Table) -> str:
+    """Return the picture as an HTML image, or nothing where it cannot be drawn."""
+    try:
+        figure = draw(table)
+    except (MissingExtraError, ShapeError):
+        return ""
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg")
+    return f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}">'
+
+
+def _write(figure: Any, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    data = io.BytesIO()
+    figure.savefig(data, format=path.suffix.lower()[1:], dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.getvalue())
+
+
+def _draw_weights(axes: Any, table: Table, columns: int) -> None:
+    grid = np.full((len(table), columns), np.nan)
+    for index, row in enumerate(table):
+        grid[index, : len(row.weights)] = row.weights
+    low, high = min(0.0, float(np.nanmin(grid))), max(float(np.nanmax(grid)), 1e-9)
+    image = axes.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    axes.set_title("weight on each key token", fontsize=10)
+    cross = next((row for row in table if row.key_tokens != table.rows[0].key_tokens), None)
+    names = table.rows[0].key_tokens if len(table.rows[0].key_tokens) == columns or cross is None else cross.key_tokens
+    axes.set_xticks(range(len(names)), [_readable(name) for name in names], rotation=0 if columns <= 8 else 90, fontsize=8)
+    _label_rows(axes, table.rows)
+    if columns <= 12:
+        _write_numbers(axes, grid, threshold=(low + high) / 2)
+    axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+def _draw_outputs(axes: Any, table: Table, width: int) -> None:
+    grid = np.full((len(table), width), np.nan)
+    for index, row in enumerate(table):
+        grid[index, : min(width, len(row.output))] = row.output[:width]
+    bound = max(float(np.nanmax(np.abs(grid))), 1e-9)
+    image = axes.imshow(grid, cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
+    axes.set_title("output" if width == max(len(r.output) for r in table) else f"output, first {width} widths", fontsize=10)
+    axes.set_xticks(range(0, width, 1 if width <= 16 else 8))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel("dim", fontsize=8)
+    axes.set_yticks([])
+    if width <= 8:
+        _write_numbers(axes, grid, threshold=None)
+    axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+def _label_rows(axes: Any, rows: tuple[Row, ...]) -> None:
+    labels = [f"{row.name}{' (own)' if row.is_own else ''}  {row.number or '+'}" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_color(HUES[row.changes])
+
+
+def _write_numbers(axes: Any, grid: Any, threshold: float | None) -> None:
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            dark = threshold is not None and value < threshold
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+
+
+def _readable(token: str) -> str:
+    """Return a token without what a font or matplotlib's own notation would trip over."""
+    text = "".join(c if c.isprintable() else "·" for c in token.replace("Ġ", " ").replace("▁", " "))
+    return (text.strip() or "␣").replace("$", r"\$")
