@@ -89,9 +89,7 @@ def cli_page(command: click.Command | None = None) -> str:
     return page("The command line", made_by, CLI_INTRO, *sections)
 
 
-def helps(
-    command: click.Command, name: str, parent: click.Context | None = None
-) -> Iterator[tuple[str, str]]:
+def helps(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     """Walk a command tree, top first.
 
     Args:

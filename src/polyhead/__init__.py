@@ -4,8 +4,11 @@
 
     import polyhead as ph
 
-    spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=32, num_kv_heads=8, head_dim=128),
-                            position=ph.Rotary(theta=500_000.0), pattern=ph.Causal())
+    spec = ph.AttentionSpec(
+        storage=ph.Grouped(num_heads=32, num_kv_heads=8, head_dim=128),
+        position=ph.Rotary(theta=500_000.0),
+        pattern=ph.Causal(),
+    )
     output = ph.attend(query, key, value, spec)
     ph.AttentionComparison().table(token="cat")
 
@@ -20,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyhead import oracle as oracle
     from polyhead.attention import attend as attend, explain as explain
-    from polyhead.catalog import EXAMPLE as EXAMPLE, TEXTBOOK as TEXTBOOK, Mechanism as Mechanism, Settings as Settings, mechanism as mechanism, mechanisms as mechanisms
+    from polyhead.catalog import (
+        EXAMPLE as EXAMPLE,
+        TEXTBOOK as TEXTBOOK,
+        Mechanism as Mechanism,
+        Settings as Settings,
+        mechanism as mechanism,
+        mechanisms as mechanisms,
+    )
     from polyhead.compare import AttentionComparison as AttentionComparison
     from polyhead.errors import (
         CheckpointError as CheckpointError,

@@ -25,8 +25,8 @@ def attend(
     spec: AttentionSpec,
     *,
     params: Mapping[str, Tensor] | None = None,
-    query_positions: Int[Tensor, "*batch q_len"] | None = None,
-    key_positions: Int[Tensor, "*batch kv_len"] | None = None,
+    query_positions: Int[Tensor, "*query_batch q_len"] | None = None,
+    key_positions: Int[Tensor, "*key_batch kv_len"] | None = None,
     key_mask: Bool[Tensor, "batch kv_len"] | None = None,
     segments: Int[Tensor, "batch len"] | None = None,
     dropout_p: float = 0.0,
@@ -80,13 +80,14 @@ def attend(
         to = torch.get_autocast_dtype(device_type)
         tensors = {name: x if x.dtype == torch.float64 else x.to(to) for name, x in tensors.items()}
     _check_together(tensors)
+    learned = _learned(spec, params or {}, tensors["query"])
     case = Case(
         spec=spec,
         q_len=query.shape[2],
         kv_len=key.shape[2],
         dtype=tensors["query"].dtype,
         device=device_type,
-        needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()),
+        needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *learned.values())),
         aligned=query_positions is None and key_positions is None,
         key_mask=key_mask is not None,
         segments=segments is not None,
@@ -101,7 +102,7 @@ def attend(
                 query=tensors["query"],
                 key=tensors["key"],
                 value=tensors.get("value"),
-                params=_learned(spec, params or {}, tensors["query"]),
+                params=learned,
                 query_positions=_positions("query_positions", query_positions, case.kv_len - case.q_len, query),
                 key_positions=_positions("key_positions", key_positions, 0, key),
                 key_mask=_check_mask(key_mask, key),
@@ -173,7 +174,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], spec: AttentionSpec, no_value:
         heads, width = expected
         if (tensor.shape[1], tensor.shape[3]) != expected:
             raise ShapeError(
-                f"{name} has {tensor.shape[1]} heads of width {tensor.shape[3]}; the spec needs {heads} of width {width}"
+                f"{name} has {tensor.shape[1]} heads of width {tensor.shape[3]}; give {heads} of width {width}"
             )
         if not tensor.is_floating_point():
             raise ShapeError(f"{name} has dtype {tensor.dtype}; give a floating dtype")
@@ -184,12 +185,14 @@ def _check_together(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise ShapeError(
-                f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; make them alike"
+                f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; make alike"
             )
         if tensor.shape[0] != query.shape[0]:
             raise ShapeError(f"{name} has batch {tensor.shape[0]} and query {query.shape[0]}; make them equal")
     if "value" in tensors and tensors["value"].shape[2] != tensors["key"].shape[2]:
-        raise ShapeError(f"value has {tensors['value'].shape[2]} tokens and key {tensors['key'].shape[2]}; make them equal")
+        raise ShapeError(
+            f"value has {tensors['value'].shape[2]} tokens and key {tensors['key'].shape[2]}; make them equal"
+        )
 
 
 def _check_dropout(dropout_p: float) -> float:
@@ -205,6 +208,8 @@ def _learned(spec: AttentionSpec, params: Mapping[str, Tensor], query: Tensor) -
     for name, shape in shapes.items():
         if name not in params:
             raise ShapeError(f"params lacks {name!r} of shape {list(shape)}, which this spec learns")
+        if not isinstance(params[name], Tensor):
+            raise ShapeError(f"params[{name!r}] is a {type(params[name]).__name__}; give a torch.Tensor")
         if tuple(params[name].shape) != shape:
             raise ShapeError(f"params[{name!r}] has shape {list(params[name].shape)}; the spec needs {list(shape)}")
         if params[name].device != query.device:
@@ -221,7 +226,8 @@ def _positions(name: str, given: Tensor | None, first: int, tokens: Tensor) -> T
         raise ShapeError(f"{name} has dtype {given.dtype}; positions are whole numbers")
     if tuple(given.shape) not in {(length,), (batch, length)}:
         raise ShapeError(f"{name} has shape {list(given.shape)}; give [{length}] or [{batch}, {length}]")
-    return given.to(tokens.device, torch.int64).view(-1, length)
+    given = given.to(tokens.device, torch.int64)
+    return given if given.dim() == 2 else given[None]
 
 
 def _check_mask(key_mask: Tensor | None, key: Tensor) -> Tensor | None:

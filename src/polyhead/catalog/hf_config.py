@@ -168,9 +168,7 @@ def _checked(fields: Mapping[str, Any]) -> _Config:
     config = _Config(model_type=model_type, family=_FAMILIES[model_type], fields=fields)
     for name, value in config.family.fixed.items():
         if fields.get(name) not in (None, value):
-            raise _in_the_way(
-                name, f"the file says {fields[name]!r}, and a {model_type} always runs as {value!r}"
-            )
+            raise _in_the_way(name, f"the file says {fields[name]!r}, and a {model_type} always runs as {value!r}")
     return config
 
 
@@ -219,9 +217,7 @@ def _rotary_layers(config: _Config) -> list[LayerSpec]:
 
 def _head_dim(embed_dim: int, num_heads: int) -> int:
     if embed_dim % num_heads:
-        raise CheckpointError(
-            f"{num_heads} heads do not divide the width of {embed_dim} that config.json gives"
-        )
+        raise CheckpointError(f"{num_heads} heads do not divide the width of {embed_dim} that config.json gives")
     return embed_dim // num_heads
 
 
@@ -270,9 +266,7 @@ def _layer_types(config: _Config, num_layers: int, *, slides: bool) -> list[str]
 
 def _split_layers(config: _Config, num_layers: int, *, slides: bool) -> list[str]:
     """Return Qwen's layer types where a file has none: the first ``max_window_layers`` do not slide."""
-    first = (
-        as_int("max_window_layers", config.need("max_window_layers"), at_least=0) if slides else num_layers
-    )
+    first = as_int("max_window_layers", config.need("max_window_layers"), at_least=0) if slides else num_layers
     return [_FULL if layer < first else _SLIDING for layer in range(num_layers)]
 
 

@@ -52,7 +52,8 @@ def difference(first: Row, second: Row) -> Difference:
 def _why_equal(first: Row, second: Row) -> str:
     a, b = first.spec, second.spec
     if a == b:
-        return "the same function, computed in tiles" if first.changes != second.changes else "the same spec"
+        tiled = [row.changes == "computation" for row in (first, second)]
+        return "the same function, computed in tiles" if any(tiled) and not all(tiled) else "the same spec"
     changed = [name for name in ("storage", "position", "pattern", "weighting") if getattr(a, name) != getattr(b, name)]
     reasons = {
         "storage": "every head still meets the same keys and values",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import numpy as np
 
 from polyhead.compare.inputs import Array, Fitted
 from polyhead.errors import require_extra, unknown_name
-from polyhead.oracle import attend as oracle_attend
-from polyhead.oracle import attend_tiled
+from polyhead.oracle import attend as oracle_attend, attend_tiled
 
 ENGINES = ("numpy", "torch")
 
@@ -26,17 +25,20 @@ def run(fitted: Fitted, engine: str, tile: int | None) -> tuple[Array, Array]:
     Returns:
         Output ``[heads, q_len, v_width]`` and weights ``[heads, q_len, kv_len]``.
     """
-    query, key, value = (None if x is None else x[None] for x in (fitted.query, fitted.key, fitted.value))
-    positions = {}
-    if fitted.is_cross:
-        positions = {"query_positions": np.arange(fitted.query.shape[1]), "key_positions": np.arange(fitted.key.shape[1])}
     if engine == "torch":
-        return _run_torch(query, key, value, fitted, positions, tiled=tile is not None)
+        return _run_torch(fitted, tiled=tile is not None)
+    value = None if fitted.value is None else fitted.value[None]
+    arrays = fitted.query[None], fitted.key[None], value, fitted.spec
+    query_positions, key_positions = _positions(fitted)
     output, weights = oracle_attend(
-        query, key, value, fitted.spec, params=fitted.params, return_weights=True, **positions
+        *arrays,
+        params=fitted.params,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        return_weights=True,
     )
     if tile is not None:
-        output = attend_tiled(query, key, value, fitted.spec, tile=tile, params=fitted.params)
+        output = attend_tiled(*arrays, tile=tile, params=fitted.params)
     return output[0], weights[0]
 
 
@@ -48,18 +50,35 @@ def check_engine(engine: str) -> None:
         require_extra("torch", "torch", "engine='torch'")
 
 
-def _run_torch(query: Any, key: Any, value: Any, fitted: Fitted, positions: dict[str, Array], *, tiled: bool) -> tuple[Array, Array]:
+def _positions(fitted: Fitted) -> tuple[Array | None, Array | None]:
+    """Return positions where each sequence counts from 0, or none where they are implied."""
+    if not fitted.is_cross:
+        return None, None
+    return np.arange(fitted.query.shape[1]), np.arange(fitted.key.shape[1])
+
+
+def _run_torch(fitted: Fitted, *, tiled: bool) -> tuple[Array, Array]:
     import torch
 
-    from polyhead.attention import attend
+    from polyhead.attention import attend as attend_in_torch
 
-    def tensor(array: Array | None) -> Any:
-        return None if array is None else torch.tensor(array, dtype=torch.float64)
+    def batch_of_one(array: Array) -> torch.Tensor:
+        return torch.tensor(array, dtype=torch.float64)[None]
 
-    inputs = tensor(query), tensor(key), tensor(value)
-    params = {name: tensor(array) for name, array in fitted.params.items()}
-    where = {name: torch.from_numpy(array) for name, array in positions.items()}
-    output, weights = attend(*inputs, fitted.spec, params=params, return_weights=True, **where)
+    value = None if fitted.value is None else batch_of_one(fitted.value)
+    params = {name: torch.tensor(array, dtype=torch.float64) for name, array in fitted.params.items()}
+    query_positions, key_positions = (None if p is None else torch.from_numpy(p) for p in _positions(fitted))
+    call = functools.partial(
+        attend_in_torch,
+        batch_of_one(fitted.query),
+        batch_of_one(fitted.key),
+        value,
+        fitted.spec,
+        params=params,
+        query_positions=query_positions,
+        key_positions=key_positions,
+    )
+    output, weights = call(return_weights=True)
     if tiled:
-        output = attend(*inputs, fitted.spec, params=params, kernel="dense", **where)
+        output = call(kernel="dense")
     return output[0].numpy(), weights[0].numpy()

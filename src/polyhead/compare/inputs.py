@@ -47,6 +47,7 @@ class Inputs:
         base: The spec that the input comes with.
         cross: What #4 meets, or None if there is nothing.
         latent: W_down ``[width, rank]`` and W_up ``[rank, width]`` of #15, or None for an SVD.
+        is_model: Whether they come from a real model, whose own mechanism the base then is.
     """
 
     tokens: tuple[str, ...]
@@ -56,6 +57,7 @@ class Inputs:
     base: AttentionSpec
     cross: Cross | None = None
     latent: tuple[Array, Array] | None = None
+    is_model: bool = False
 
 
 class Fitted(NamedTuple):
@@ -85,7 +87,8 @@ class Fitted(NamedTuple):
 def example_inputs() -> Inputs:
     """Return the textbook's shared example."""
     query, key, value, cross_query = (
-        np.array(rows, dtype=np.float64)[None] for rows in (EXAMPLE.query, EXAMPLE.key, EXAMPLE.value, EXAMPLE.cross_query)
+        np.array(rows, dtype=np.float64)[None]
+        for rows in (EXAMPLE.query, EXAMPLE.key, EXAMPLE.value, EXAMPLE.cross_query)
     )
     return Inputs(
         tokens=EXAMPLE.tokens,
@@ -183,7 +186,10 @@ def fit_mechanism(mechanism: Mechanism, inputs: Inputs, settings: Settings) -> F
     if mechanism.inputs == "latent" and settings.latent_rank is None:
         settings = dataclasses.replace(settings, latent_rank=_half_rank(inputs))
     spec = mechanism.substitute(inputs.base, settings)
-    if mechanism.inputs in {"halves", "latent"}:  # these keep no position: what there is enters before they cut heads up
+    if mechanism.inputs in {
+        "halves",
+        "latent",
+    }:  # these keep no position: what there is enters before they cut heads up
         source = _entered(source)
     fitted = fit(spec, source, settings)
     return fitted._replace(key_tokens=key_tokens, is_cross=mechanism.is_cross)
@@ -247,7 +253,7 @@ def _split(x: Array, pieces: int) -> Array:
     """Cut one head ``[1, len, width]`` into ``[pieces, len, width / pieces]``."""
     if x.shape[-1] % pieces:
         raise ShapeError(f"width {x.shape[-1]} does not split into {pieces} heads")
-    return x[0].reshape(x.shape[1], pieces, -1).swapaxes(0, 1)
+    return np.asarray(x[0].reshape(x.shape[1], pieces, -1).swapaxes(0, 1))
 
 
 def _share(key: Array, value: Array, num_kv_heads: int, shared_head: str) -> tuple[Array, Array, str]:
@@ -274,7 +280,9 @@ def _entered(inputs: Inputs) -> Inputs:
 
     def turned(x: Array) -> Array:
         # scalings that look at the length do nothing within the trained length, which is where inputs come from
-        angles = np.arange(x.shape[1])[:, None] * rotary.frequencies(inputs.base.rotary_dim, np.zeros(1, dtype=np.int64))
+        angles = np.arange(x.shape[1])[:, None] * rotary.frequencies(
+            inputs.base.rotary_dim, np.zeros(1, dtype=np.int64)
+        )
         return rotate(x, angles, rotary, start=inputs.base.rotary_offset, width=inputs.base.rotary_dim)
 
     return dataclasses.replace(inputs, query=turned(inputs.query), key=turned(inputs.key))
@@ -332,7 +340,10 @@ def _latent(spec: AttentionSpec, inputs: Inputs, key: Array, value: Array) -> tu
         np.repeat(part.T.reshape(len(key), -1, rank), group, axis=0) for part in (up[:, :split], up[:, split:])
     )
     kept = (sizes[:rank_found] ** 2).sum() / max((sizes**2).sum(), np.finfo(float).tiny)
-    note = f"joint SVD of keys and values, rank {rank} of {joint.shape[1]} widths, keeps {kept:.1%} of their energy"
+    note = (
+        f"joint SVD of keys and values at rank {rank} of {len(sizes)} keeps {kept:.1%} of their energy, "
+        f"{rank} numbers per token for {joint.shape[1]}"
+    )
     return rows, {"w_uk": w_uk, "w_uv": w_uv}, note
 
 

@@ -50,7 +50,9 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
         raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
     columns = max(len(row.weights) for row in table)
     if columns > MAX_TOKENS:
-        raise ShapeError(f"a plot shows at most {MAX_TOKENS} tokens and this has {columns}; use CSV or JSON, or a shorter text")
+        raise ShapeError(
+            f"a plot shows at most {MAX_TOKENS} tokens and this has {columns}; use CSV or JSON, or a shorter text"
+        )
     require_extra("matplotlib", "plot", "a plot")
     from matplotlib.figure import Figure
 
@@ -73,7 +75,9 @@ def embedded(table: Table) -> str:
         return ""
     svg = io.BytesIO()
     figure.savefig(svg, format="svg")
-    return f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}">'
+    return (
+        f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}">'
+    )
 
 
 def _write(figure: Any, path: Path) -> None:
@@ -93,7 +97,9 @@ def _draw_weights(axes: Any, table: Table, columns: int) -> None:
     axes.set_title("weight on each key token", fontsize=10)
     cross = next((row for row in table if row.key_tokens != table.rows[0].key_tokens), None)
     names = table.rows[0].key_tokens if len(table.rows[0].key_tokens) == columns or cross is None else cross.key_tokens
-    axes.set_xticks(range(len(names)), [_readable(name) for name in names], rotation=0 if columns <= 8 else 90, fontsize=8)
+    axes.set_xticks(
+        range(len(names)), [_readable(name) for name in names], rotation=0 if columns <= 8 else 90, fontsize=8
+    )
     _label_rows(axes, table.rows)
     if columns <= 12:
         _write_numbers(axes, grid, threshold=(low + high) / 2)
@@ -106,7 +112,9 @@ def _draw_outputs(axes: Any, table: Table, width: int) -> None:
         grid[index, : min(width, len(row.output))] = row.output[:width]
     bound = max(float(np.nanmax(np.abs(grid))), 1e-9)
     image = axes.imshow(grid, cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
-    axes.set_title("output" if width == max(len(r.output) for r in table) else f"output, first {width} widths", fontsize=10)
+    axes.set_title(
+        "output" if width == max(len(r.output) for r in table) else f"output, first {width} widths", fontsize=10
+    )
     axes.set_xticks(range(0, width, 1 if width <= 16 else 8))
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("dim", fontsize=8)
@@ -127,7 +135,9 @@ def _write_numbers(axes: Any, grid: Any, threshold: float | None) -> None:
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             dark = threshold is not None and value < threshold
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            )
 
 
 def _readable(token: str) -> str:

@@ -32,7 +32,7 @@ class Row:
         weights: The weight on each key token, ``[kv_len]``; averaged where the token's width was split over heads.
         key_tokens: The key tokens.
         distance: L2 distance of the output from the baseline's (#1).
-        is_own: Whether this is the input's own mechanism.
+        is_own: Whether this is the model's own mechanism; of other inputs, none is.
         note: What was done to the inputs.
     """
 
@@ -127,7 +127,9 @@ class Table:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         header = ["number", "name", "changes", "is_own", "distance"]
-        writer.writerow([*header, *(f"weight_{i}" for i in range(columns[0])), *(f"output_{i}" for i in range(columns[1]))])
+        writer.writerow(
+            [*header, *(f"weight_{i}" for i in range(columns[0])), *(f"output_{i}" for i in range(columns[1]))]
+        )
         for row in self.rows:
             weights = [*row.weights.tolist(), *[""] * (columns[0] - len(row.weights))]
             lead = [row.number, row.name, row.changes, row.is_own, row.distance]

@@ -125,7 +125,11 @@ def allowed_pairs(call: Call) -> Tensor:
 
 
 def confined(
-    run: Callable[[Tensor, Tensor], Tensor], key: Tensor, value: Tensor, spec: AttentionSpec, allowed: Callable[[], Tensor]
+    run: Callable[[Tensor, Tensor], Tensor],
+    key: Tensor,
+    value: Tensor,
+    spec: AttentionSpec,
+    allowed: Callable[[], Tensor],
 ) -> Tensor:
     """Run attention, and keep what is not finite from rows that may not see it.
 

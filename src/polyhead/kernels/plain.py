@@ -71,8 +71,8 @@ def _weights(call: Call, key: Tensor, allowed: Tensor) -> Tensor:
 def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
     """Return q·k ``[batch, maps, kv_heads, group, q_len, kv_len]``, rotating here where it could not be done before."""
     if not rotates_in_kernel(call.case.spec):
-        rows = query.flatten(3, 4) @ key.mT  # a group's queries are rows of one product, so keys are not repeated
-        return rows.unflatten(3, query.shape[3:5])
+        # a group's queries are rows of one product, so keys are not repeated
+        return (query.flatten(3, 4) @ key.mT).reshape(*query.shape[:5], key.shape[-2])
     step = max(1, PER_QUERY_ELEMENTS // max(1, key.numel()))
     pieces = []
     for start in range(0, max(query.shape[-2], 1), step):
@@ -116,7 +116,7 @@ def _softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None) -> Tensor:
 def _linear(call: Call, weighting: Linear, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
     """Return φ(q)·φ(k) over its row's sum, ``[batch, 1, ...]``; RoPE turns the numerator alone."""
     query, key = _feature_map(weighting, query), _feature_map(weighting, key)
-    denominator = (query.flatten(3, 4) @ key.mT).unflatten(3, query.shape[3:5])
+    denominator = (query.flatten(3, 4) @ key.mT).reshape(*query.shape[:5], key.shape[-2])
     numerator = _products(call, query, key) if rotates_in_kernel(call.case.spec) else denominator
     allowed = allowed[:, None]
     total = denominator.masked_fill(~allowed, 0.0).sum(dim=-1, keepdim=True)
@@ -140,7 +140,7 @@ def _lambda(call: Call, weighting: Differential) -> Tensor | float:
 def _output(call: Call, weights: Tensor, value: Tensor) -> Tensor:
     """Return the weighted values, normalised where the weighting says so: ``[batch, num_heads, q_len, v_head_dim]``."""
     spec = call.case.spec
-    output = (weights.flatten(2, 3) @ value).unflatten(2, weights.shape[2:4])
+    output = (weights.flatten(2, 3) @ value).reshape(*weights.shape[:4], value.shape[-1])
     if isinstance(spec.position, ShawBias):
         pair_entries = relative.entries(spec, call.query_positions, call.key_positions)
         output = output + relative.mixed_values(weights, call.params["relative_values"], pair_entries)
@@ -154,7 +154,7 @@ def _output(call: Call, weights: Tensor, value: Tensor) -> Tensor:
 def _by_group(per_head: Tensor, spec: AttentionSpec) -> Tensor:
     """Lay ``[batch, num_heads or 1, ...]`` out as ``[batch, kv_heads or 1, group or 1, ...]``."""
     shape = (1, 1) if per_head.shape[1] == 1 else (spec.num_kv_heads, spec.group_size)
-    return per_head.unflatten(1, shape)
+    return grouped.heads_as(per_head, *shape)
 
 
 KERNEL = Kernel("plain", "the whole score matrix, step by step", refuse, run)

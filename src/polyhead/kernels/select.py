@@ -51,7 +51,9 @@ def choose(case: Case, kernel: str = "auto") -> Kernel:
     if named is None:
         raise unknown_name("kernel", kernel, ["auto", *(k.name for k in KERNELS)])
     if (reason := named.refuse(case)) is not None:
-        raise UnsupportedError(f"kernel={kernel!r} does not run this: {reason}; use kernel='auto', which picks {choose(case).name!r}")
+        raise UnsupportedError(
+            f"kernel={kernel!r} does not run this: {reason}; use kernel='auto', which picks {choose(case).name!r}"
+        )
     return named
 
 

@@ -71,7 +71,11 @@ def attend(
     Raises:
         ShapeError: If an array does not fit the spec or a parameter is missing.
     """
-    arrays = {name: np.asarray(a, np.float64) for name, a in {"query": query, "key": key, "value": value}.items() if a is not None}
+    arrays = {
+        name: np.asarray(a, np.float64)
+        for name, a in {"query": query, "key": key, "value": value}.items()
+        if a is not None
+    }
     tensors = _parameters(spec, params or {})
     _check_inputs(arrays, spec)
     batch, _, q_len, _ = arrays["query"].shape
@@ -156,7 +160,9 @@ def mix(
     """Return weighted values ``[q_len, v_head_dim]``; a value that a query may not see cannot touch it, NaN or not."""
     value = sequence.value[head // spec.group_size]
     output = np.zeros((len(weights), value.shape[-1]))
-    relative = params["relative_values"][_entries(sequence, spec.position)] if isinstance(spec.position, ShawBias) else None
+    relative = (
+        params["relative_values"][_entries(sequence, spec.position)] if isinstance(spec.position, ShawBias) else None
+    )
     for row, seen in enumerate(allowed):
         values = value[seen] if relative is None else value[seen] + relative[row, seen]
         output[row] = weights[row, seen] @ values
@@ -169,7 +175,9 @@ def _rotated(query: Array, key: Array, sequence: Sequence, spec: AttentionSpec) 
     frequencies = spec.position.frequencies(spec.rotary_dim, q_pos)
     where = {"start": spec.rotary_offset, "width": spec.rotary_dim}
     per_query = np.broadcast_to(frequencies, (len(q_pos), frequencies.shape[-1]))
-    key_angles = np.einsum("k,qt->qkt", k_pos, per_query) if spec.position.per_query else k_pos[None, :, None] * frequencies
+    key_angles = (
+        np.einsum("k,qt->qkt", k_pos, per_query) if spec.position.per_query else k_pos[None, :, None] * frequencies
+    )
     return (
         rotate(query, q_pos[:, None] * per_query, spec.position, **where),
         rotate(key[None], key_angles, spec.position, **where),
@@ -259,6 +267,8 @@ def _check_inputs(arrays: Mapping[str, Array], spec: AttentionSpec) -> None:
         if array is None or expected is None:
             continue
         if array.ndim != 4 or (array.shape[1], array.shape[3]) != expected:
-            raise ShapeError(f"{name} has shape {list(array.shape)}; the spec needs [batch, {expected[0]}, len, {expected[1]}]")
+            raise ShapeError(
+                f"{name} has shape {list(array.shape)}; the spec needs [batch, {expected[0]}, len, {expected[1]}]"
+            )
         if array.shape[0] != arrays["query"].shape[0] or (name == "value" and array.shape[2] != arrays["key"].shape[2]):
             raise ShapeError(f"{name} has shape {list(array.shape)}, which fits neither query's batch nor key's length")

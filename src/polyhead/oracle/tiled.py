@@ -46,7 +46,9 @@ def attend_tiled(
     if not isinstance(spec.weighting, Softmax) or isinstance(spec.position, ShawBias):
         raise UnsupportedError(f"tiles with an online softmax need softmax weights and plain values, got {spec!r}")
     tensors = {name: np.asarray(array, np.float64) for name, array in (params or {}).items()}
-    arrays = {n: np.asarray(a, np.float64) for n, a in {"query": query, "key": key, "value": value}.items() if a is not None}
+    arrays = {
+        n: np.asarray(a, np.float64) for n, a in {"query": query, "key": key, "value": value}.items() if a is not None
+    }
     batch, _, q_len, _ = arrays["query"].shape
     kv_len = arrays["key"].shape[-2]
     output = np.zeros((batch, spec.num_heads, q_len, spec.v_head_dim))

@@ -24,7 +24,9 @@ def rotate(x: Tensor, positions: Tensor, spec: AttentionSpec, *, start: int) -> 
     return turn(x, angles, spec, start=start)
 
 
-def rotate_for_queries(query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor], spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+def rotate_for_queries(
+    query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor], spec: AttentionSpec
+) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by frequencies that each query chooses.
 
     Args:

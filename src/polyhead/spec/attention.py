@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from polyhead.errors import SpecError
 from polyhead.spec import links, pattern, position, scaling, storage, weighting
-from polyhead.spec.choice import Choice, as_float, as_int, one_of
+from polyhead.spec.choice import Choice, as_flag, as_float, as_int, one_of
 from polyhead.spec.pattern import Full, Pattern
 from polyhead.spec.position import NoPosition, Position, RelativeBias, Rotary, ShawBias
 from polyhead.spec.rules import Choices, refusal
@@ -29,9 +29,12 @@ class AttentionSpec(Choice):
 
     ::
 
-        spec = AttentionSpec(storage=Grouped(num_heads=32, num_kv_heads=8, head_dim=128),
-                             position=Rotary(theta=500_000.0), pattern=Causal())
-        AttentionSpec.from_json(spec.to_json()) == spec    # True
+        spec = AttentionSpec(
+            storage=Grouped(num_heads=32, num_kv_heads=8, head_dim=128),
+            position=Rotary(theta=500_000.0),
+            pattern=Causal(),
+        )
+        AttentionSpec.from_json(spec.to_json()) == spec  # True
 
     Attributes:
         storage: What is stored, and shared between heads.
@@ -44,7 +47,7 @@ class AttentionSpec(Choice):
 
     storage: Storage
     position: Position = NoPosition()
-    pattern: Pattern = Full()  # noqa: RUF009 - frozen
+    pattern: Pattern = Full()
     weighting: Weighting = Softmax()
 
     def __post_init__(self) -> None:
@@ -130,9 +133,17 @@ class AttentionSpec(Choice):
         """
         query = (self.num_heads * self.num_maps, self.qk_head_dim)
         if isinstance(self.storage, Latent):
-            return {"query": query, "key": (1, self.storage.kv_lora_rank + self.storage.qk_rope_head_dim), "value": None}
+            return {
+                "query": query,
+                "key": (1, self.storage.kv_lora_rank + self.storage.qk_rope_head_dim),
+                "value": None,
+            }
         kv_heads = self.num_kv_heads
-        return {"query": query, "key": (kv_heads * self.num_maps, self.qk_head_dim), "value": (kv_heads, self.v_head_dim)}
+        return {
+            "query": query,
+            "key": (kv_heads * self.num_maps, self.qk_head_dim),
+            "value": (kv_heads, self.v_head_dim),
+        }
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the learned tensors that this mechanism has, by name, with their shapes.
@@ -210,9 +221,10 @@ class LayerSpec(Choice):
     def __post_init__(self) -> None:
         if not isinstance(self.attention, AttentionSpec):
             raise SpecError(f"attention={self.attention!r} is not an AttentionSpec")
-        as_int("embed_dim", self.embed_dim, at_least=1)
+        self._keep(as_int, "embed_dim", at_least=1)
         one_of("source", self.source, ("self", "cross"))
-        as_float("norm_eps", self.norm_eps, above=0.0)
+        self._keep(as_flag, "qkv_bias", "out_bias", "qk_norm")
+        self._keep(as_float, "norm_eps", above=0.0)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the layer as JSON, with the schema's version."""
@@ -227,9 +239,10 @@ class LayerSpec(Choice):
 def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
     """Return how each type name of the JSON form is built."""
     modules = (storage, position, scaling, pattern, links, weighting)
+    bases = (Choice, scaling.Scaling, RelativeBias, Pattern, pattern.Combined, links.Linked)
     named = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    types = {kind.__name__: kind.from_fields for kind in named if issubclass(kind, Choice)}
-    return types | {kind.__name__: kind.from_fields for kind in (AttentionSpec, LayerSpec)}
+    kinds = [kind for kind in named if issubclass(kind, Choice) and kind not in bases]
+    return {kind.__name__: kind.from_fields for kind in (*kinds, AttentionSpec, LayerSpec)}
 
 
 def _to_json(spec: Choice, indent: int | None) -> str:
@@ -245,7 +258,7 @@ def _from_json(kind: type[T], text: str) -> T:
         found = data.get("type") if isinstance(data, dict) else type(data).__name__
         raise SpecError(f"expected the JSON of a {kind.__name__}, got {found!r}; write one with to_json()")
     schema = data.pop("schema", None)
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:  # bool is an int too
         raise SpecError(f"schema={schema!r} is not one this version reads (1 to {SCHEMA}); a newer polyhead may")
     decoded = _decode(data, _choice_types())
     assert isinstance(decoded, kind)
@@ -258,6 +271,6 @@ def _decode(data: Any, types: Mapping[str, Callable[[Mapping[str, Any]], Choice]
     if not isinstance(data, dict):
         return data
     name = data.get("type")
-    if name not in types:
+    if not isinstance(name, str) or name not in types:
         raise SpecError(f"no part of a spec has the type {name!r}; known are {', '.join(sorted(types))}")
     return types[name]({key: _decode(value, types) for key, value in data.items() if key != "type"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from polyhead.errors import SpecError
@@ -22,6 +22,13 @@ class Choice:
         shown = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         name = self._shown_as or type(self).__name__
         return f"{name}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    def _keep(self, check: Callable[..., Any], *names: str, **bounds: float) -> None:
+        """Check fields and keep them as plain Python values; None passes where it is the default."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None or type(self).__dataclass_fields__[name].default is not None:
+                object.__setattr__(self, name, check(name, value, **bounds))
 
     def to_data(self) -> dict[str, Any]:
         """Return this object as JSON-ready data: its type and every field, defaults included."""
@@ -101,6 +108,43 @@ def as_float(name: str, value: Any, *, above: float = -math.inf) -> float:
         bound = "" if above == -math.inf else f" above {above:g}"
         raise SpecError(f"{name}={value!r} is not allowed; give a finite number{bound}")
     return number
+
+
+def as_floats(name: str, values: Any, *, above: float = -math.inf) -> tuple[float, ...]:
+    """Check several finite numbers.
+
+    Args:
+        name: The argument's name, for the message.
+        values: What came.
+        above: Each must be greater than this.
+
+    Returns:
+        The values as a tuple of Python floats.
+
+    Raises:
+        SpecError: If they are no sequence, or one is not a finite number above ``above``.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise SpecError(f"{name}={values!r} is not allowed; give several numbers, such as a tuple")
+    return tuple(as_float(name, value, above=above) for value in values)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Check a truth value.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        The value.
+
+    Raises:
+        SpecError: If it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise SpecError(f"{name}={value!r} is not allowed; use True or False")
+    return value
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:

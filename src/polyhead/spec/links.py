@@ -98,11 +98,9 @@ class RandomLinks(Linked):
     span: str = "past"
 
     def __post_init__(self) -> None:
-        as_int("per_query", self.per_query, at_least=1)
-        as_int("seed", self.seed, at_least=0)
+        self._keep(as_int, "per_query", "block", at_least=1)
+        self._keep(as_int, "seed", at_least=0)
         one_of("span", self.span, ("past", "all"))
-        if self.block is not None:
-            as_int("block", self.block, at_least=1)
 
     def links(self, query_positions: Any, *, kv_len: int, head: int = 0) -> NDArray[np.int64]:  # noqa: D102
         import numpy as np
@@ -147,10 +145,11 @@ class Links(Linked):
     table: tuple[tuple[tuple[int, ...], ...], ...]
 
     def __post_init__(self) -> None:
-        if self.block is not None:
-            as_int("block", self.block, at_least=1)
+        self._keep(as_int, "block", at_least=1)
         try:
-            table = tuple(tuple(tuple(as_int("table", k, at_least=0) for k in row) for row in head) for head in self.table)
+            table = tuple(
+                tuple(tuple(as_int("table", k, at_least=0) for k in row) for row in head) for head in self.table
+            )
         except TypeError:
             raise SpecError("table must be nested three deep: table[head][query] lists that query's keys") from None
         if not table:
@@ -173,10 +172,7 @@ class Links(Linked):
         # Inside a block every query sees the whole linked block, so its last key must not pass its first query.
         size = self.block or 1
         return all(
-            (key + 1) * size - 1 <= query * size
-            for rows in self.table
-            for query, row in enumerate(rows)
-            for key in row
+            (key + 1) * size - 1 <= query * size for rows in self.table for query, row in enumerate(rows) for key in row
         )
 
     @property

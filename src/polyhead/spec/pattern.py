@@ -108,9 +108,7 @@ class Band(Pattern):
     right: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("left", "right"):
-            if getattr(self, name) is not None:
-                as_int(name, getattr(self, name), at_least=0)
+        self._keep(as_int, "left", "right", at_least=0)
 
     @classmethod
     def causal(cls, size: int) -> Self:
@@ -191,9 +189,8 @@ class Chunked(Pattern):
     right: int = 0
 
     def __post_init__(self) -> None:
-        as_int("size", self.size, at_least=1)
-        as_int("left", self.left, at_least=0)
-        as_int("right", self.right, at_least=0)
+        self._keep(as_int, "size", at_least=1)
+        self._keep(as_int, "left", "right", at_least=0)
 
     def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
         offset = (key_positions // self.size)[..., None, :] - (query_positions // self.size)[..., :, None]
@@ -205,6 +202,10 @@ class Chunked(Pattern):
             return (chunk - self.left) * self.size, (chunk + self.right + 1) * self.size
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
+
+    @property
+    def is_causal(self) -> bool:  # noqa: D102
+        return self.size == 1 and self.right == 0
 
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not isinstance(other, Chunked) or other.size != self.size:
@@ -228,8 +229,7 @@ class Global(Pattern):
     last: int = 0
 
     def __post_init__(self) -> None:
-        as_int("first", self.first, at_least=0)
-        as_int("last", self.last, at_least=0)
+        self._keep(as_int, "first", "last", at_least=0)
         if self.first + self.last == 0:
             raise SpecError("Global(first=0, last=0) makes no token global; give first or last at least 1")
 
@@ -283,7 +283,7 @@ class Combined(Pattern):
             if not isinstance(pattern, Pattern):
                 raise SpecError(f"{pattern!r} is not a pattern; combine Causal(), SlidingWindow(...) and the like")
             flat.extend(pattern.parts if isinstance(pattern, cls) else [pattern])
-        parts = _absorb(_merge_pairs(flat, union=cls.union), union=cls.union)
+        parts = _without_idle(_merge_pairs(flat, union=cls.union), union=cls.union)
         if not parts:
             raise SpecError(f"{cls.__name__} needs at least one pattern")
         return parts[0] if len(parts) == 1 else cls(parts=tuple(parts))
@@ -368,10 +368,29 @@ def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:
     return sorted(merged, key=repr)
 
 
-def _absorb(parts: list[Pattern], *, union: bool) -> list[Pattern]:
+def _without_idle(parts: Sequence[Pattern], *, union: bool) -> list[Pattern]:
     """Drop what another part makes idle: ``a & (a | b)`` and ``a | (a & b)`` are a; Full is everything."""
-    full = Full()
-    if full in parts and len(parts) > 1:
-        return [full] if union else [part for part in parts if part != full]
-    inner = AllOf if union else AnyOf
-    return [p for p in parts if not (isinstance(p, inner) and any(q in p.parts for q in parts if q is not p))]
+
+    def idle(part: Pattern, other: Pattern) -> bool:
+        return _within(part, other) if union else _within(other, part)
+
+    needed: list[Pattern] = []
+    for part in parts:
+        if not any(idle(part, other) for other in needed):
+            needed = [other for other in needed if not idle(other, part)] + [part]
+    return needed
+
+
+def _within(inner: Pattern, outer: Pattern) -> bool:
+    """Whether the parts show that ``inner`` allows no pair that ``outer`` forbids."""
+    if inner == outer or outer == Full():
+        return True
+    if isinstance(outer, AllOf):
+        return all(_within(inner, part) for part in outer.parts)
+    if isinstance(inner, AnyOf):
+        return all(_within(part, outer) for part in inner.parts)
+    if isinstance(outer, AnyOf) and any(_within(inner, part) for part in outer.parts):
+        return True
+    if isinstance(inner, AllOf) and any(_within(part, outer) for part in inner.parts):
+        return True
+    return outer.merged(inner, union=True) == outer

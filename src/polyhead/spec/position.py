@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from polyhead.errors import SpecError
-from polyhead.spec.choice import Choice, as_float, as_int, one_of
+from polyhead.spec.choice import Choice, as_flag, as_float, as_floats, as_int, one_of
 from polyhead.spec.scaling import Scaling, base_frequencies
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class RelativeBias(Choice):
     def __post_init__(self) -> None:
         if type(self) is RelativeBias:
             raise SpecError("RelativeBias alone is no bias; use RelativeBias.t5(), .clipped(...) or .shaw(...)")
-        as_int("max_distance", self.max_distance, at_least=0)
+        self._keep(as_int, "max_distance", at_least=0)
 
     @staticmethod
     def t5(*, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True) -> T5Bias:
@@ -88,12 +88,15 @@ class T5Bias(RelativeBias):
     bidirectional: bool = True
 
     def __post_init__(self) -> None:
+        self._keep(as_flag, "bidirectional")
         sides = 2 if self.bidirectional else 1
-        as_int("num_buckets", self.num_buckets, at_least=2 * sides)
+        self._keep(as_int, "num_buckets", at_least=2 * sides)
         if self.num_buckets % sides:
-            raise SpecError(f"num_buckets={self.num_buckets} is odd; a bidirectional bias halves it, use an even number")
+            raise SpecError(
+                f"num_buckets={self.num_buckets} is odd; a bidirectional bias halves it, use an even number"
+            )
         exact = self.num_buckets // sides // 2
-        as_int("max_distance", self.max_distance, at_least=exact + 1)
+        self._keep(as_int, "max_distance", at_least=exact + 1)
 
     @property
     def num_entries(self) -> int:  # noqa: D102
@@ -108,7 +111,9 @@ class T5Bias(RelativeBias):
         exact = count // 2
         # float32 on purpose: T5's checkpoints were trained on the buckets that float32 rounds to
         ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
-        logarithmic = exact + (ratio / np.float32(math.log(self.max_distance / exact)) * (count - exact)).astype(np.int64)
+        logarithmic = exact + (ratio / np.float32(math.log(self.max_distance / exact)) * (count - exact)).astype(
+            np.int64
+        )
         bucket = np.where(far < exact, far, np.minimum(logarithmic, count - 1))
         return bucket + count * (distance > 0) if self.bidirectional else bucket
 
@@ -164,10 +169,11 @@ class Rotary(Choice):
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "theta", as_float("theta", self.theta, above=1.0))
+        self._keep(as_float, "theta", above=1.0)
         one_of("pairs", self.pairs, ("half", "interleaved"))
         one_of("direction", self.direction, ("paper", "reversed"))
-        if self.rotary_dim is not None and as_int("rotary_dim", self.rotary_dim, at_least=2) % 2:
+        self._keep(as_int, "rotary_dim", at_least=2)
+        if self.rotary_dim is not None and self.rotary_dim % 2:
             raise SpecError(f"rotary_dim={self.rotary_dim} is odd; a plane joins two widths, use an even number")
         if self.scaling is not None and not isinstance(self.scaling, Scaling):
             raise SpecError(f"scaling={self.scaling!r} is not a scaling; use LinearScaling(factor=...) or another")
@@ -220,13 +226,13 @@ class Alibi(Choice):
     total_heads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.slopes is not None:
-            object.__setattr__(self, "slopes", tuple(as_float("slopes", slope) for slope in self.slopes))
-        as_int("first_head", self.first_head, at_least=0)
-        if self.total_heads is not None:
-            as_int("total_heads", self.total_heads, at_least=1)
+        self._keep(as_floats, "slopes")
+        self._keep(as_int, "first_head", at_least=0)
+        self._keep(as_int, "total_heads", at_least=1)
         if self.slopes is not None and (self.first_head or self.total_heads):
-            raise SpecError("slopes are given, so first_head and total_heads say nothing; give only this shard's slopes")
+            raise SpecError(
+                "slopes are given, so first_head and total_heads say nothing; give only this shard's slopes"
+            )
 
     def head_slopes(self, num_heads: int) -> tuple[float, ...]:
         """Return the slope of each of this spec's heads."""

@@ -87,7 +87,7 @@ def _latent_rotary_mend(c: Choices) -> Choices:
 
 
 def _rotary_width(c: Choices) -> str | None:
-    if not isinstance(c.position, Rotary) or isinstance(c.storage, Latent) and c.rotary_width == 0:
+    if not isinstance(c.position, Rotary) or (isinstance(c.storage, Latent) and c.rotary_width == 0):
         return None
     if c.rotary_dim > c.rotary_width:
         return f"rotary_dim={c.rotary_dim} is more than the head's {c.rotary_width} widths"
@@ -100,6 +100,8 @@ def _rotary_width_mend(c: Choices) -> Choices:
     even = c.rotary_width - c.rotary_width % 2
     if not even or not isinstance(c.position, Rotary):
         return dataclasses.replace(c, position=NoPosition())
+    if isinstance(c.storage, Latent):  # all of the RoPE key must turn, so it is the key that becomes even
+        return dataclasses.replace(c, storage=dataclasses.replace(c.storage, qk_rope_head_dim=even))
     return dataclasses.replace(c, position=dataclasses.replace(c.position, rotary_dim=even))
 
 
@@ -217,5 +219,3 @@ def refusal(choices: Choices) -> Refusal | None:
 
 def _first_broken(choices: Choices) -> tuple[Rule, str] | None:
     return next(((rule, why) for rule in RULES if (why := rule.problem(choices)) is not None), None)
-
-

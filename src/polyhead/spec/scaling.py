@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import SpecError
-from polyhead.spec.choice import Choice, as_float, as_int
+from polyhead.spec.choice import Choice, as_flag, as_float, as_floats, as_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ class LinearScaling(Scaling):
     factor: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factor", as_float("factor", self.factor, above=0.0))
+        self._keep(as_float, "factor", above=0.0)
 
     def frequencies(self, theta: float, rotary_dim: int, seq_len: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: D102
         return base_frequencies(theta, rotary_dim) / self.factor
@@ -91,7 +91,7 @@ class NTKScaling(Scaling):
     factor: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factor", as_float("factor", self.factor, above=0.0))
+        self._keep(as_float, "factor", above=0.0)
 
     def frequencies(self, theta: float, rotary_dim: int, seq_len: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: D102
         return base_frequencies(theta * self.factor ** (rotary_dim / (rotary_dim - 2)), rotary_dim)
@@ -118,8 +118,8 @@ class DynamicNTKScaling(Scaling):
     original_max_seq_len: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factor", as_float("factor", self.factor, above=0.0))
-        as_int("original_max_seq_len", self.original_max_seq_len, at_least=1)
+        self._keep(as_float, "factor", above=0.0)
+        self._keep(as_int, "original_max_seq_len", at_least=1)
 
     def frequencies(self, theta: float, rotary_dim: int, seq_len: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: D102
         import numpy as np
@@ -164,11 +164,10 @@ class YarnScaling(Scaling):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        as_int("original_max_seq_len", self.original_max_seq_len, at_least=1)
-        for name in ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, as_float(name, value, above=0.0))
+        self._keep(as_int, "original_max_seq_len", at_least=1)
+        names = ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+        self._keep(as_float, *names, above=0.0)
+        self._keep(as_flag, "truncate")
 
     def frequencies(self, theta: float, rotary_dim: int, seq_len: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: D102
         import numpy as np
@@ -215,9 +214,8 @@ class Llama3Scaling(Scaling):
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
-        as_int("original_max_seq_len", self.original_max_seq_len, at_least=1)
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            object.__setattr__(self, name, as_float(name, getattr(self, name), above=0.0))
+        self._keep(as_int, "original_max_seq_len", at_least=1)
+        self._keep(as_float, "factor", "low_freq_factor", "high_freq_factor", above=0.0)
         if self.high_freq_factor <= self.low_freq_factor:
             raise SpecError(
                 f"high_freq_factor={self.high_freq_factor:g} must be above low_freq_factor={self.low_freq_factor:g}"
@@ -258,13 +256,9 @@ class LongRopeScaling(Scaling):
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        as_int("original_max_seq_len", self.original_max_seq_len, at_least=2)
-        for name in ("short_factor", "long_factor"):
-            values = tuple(as_float(name, value, above=0.0) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
-        object.__setattr__(self, "factor", as_float("factor", self.factor, above=0.0))
-        if self.attention_factor is not None:
-            object.__setattr__(self, "attention_factor", as_float("attention_factor", self.attention_factor, above=0.0))
+        self._keep(as_int, "original_max_seq_len", at_least=2)
+        self._keep(as_floats, "short_factor", "long_factor", above=0.0)
+        self._keep(as_float, "factor", "attention_factor", above=0.0)
 
     def frequencies(self, theta: float, rotary_dim: int, seq_len: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: D102
         import numpy as np
@@ -298,4 +292,8 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 
 
 def _ntk_problem(rotary_dim: int) -> str | None:
-    return f"NTK scaling divides by rotary_dim - 2, and rotary_dim={rotary_dim}; use at least 4" if rotary_dim <= 2 else None
+    return (
+        f"NTK scaling divides by rotary_dim - 2, and rotary_dim={rotary_dim}; use at least 4"
+        if rotary_dim <= 2
+        else None
+    )

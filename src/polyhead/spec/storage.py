@@ -31,18 +31,14 @@ class Grouped(Choice):
     v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        num_heads = as_int("num_heads", self.num_heads, at_least=1)
-        num_kv_heads = num_heads
-        if self.num_kv_heads is not None:
-            num_kv_heads = as_int("num_kv_heads", self.num_kv_heads, at_least=1)
-        if num_heads % num_kv_heads:
-            *most, last = map(str, divisors(num_heads))
+        self._keep(as_int, "num_heads", "num_kv_heads", "head_dim", "v_head_dim", at_least=1)
+        if self.num_heads % self.kv_heads:
+            *most, last = map(str, divisors(self.num_heads))
             allowed = f"{', '.join(most)} or {last}" if most else last
-            raise SpecError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}; use {allowed}")
-        as_int("head_dim", self.head_dim, at_least=1)
-        if self.v_head_dim is not None:
-            as_int("v_head_dim", self.v_head_dim, at_least=1)
-        object.__setattr__(self, "num_kv_heads", num_kv_heads)  # so that the default and the number compare equal
+            raise SpecError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; use {allowed}"
+            )
+        object.__setattr__(self, "num_kv_heads", self.kv_heads)  # so that the default and the number compare equal
 
     @property
     def kv_heads(self) -> int:
@@ -81,11 +77,8 @@ class Latent(Choice):
     v_head_dim: int
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
-            as_int(name, getattr(self, name), at_least=1)
-        as_int("qk_rope_head_dim", self.qk_rope_head_dim, at_least=0)
-        if self.q_lora_rank is not None:
-            as_int("q_lora_rank", self.q_lora_rank, at_least=1)
+        self._keep(as_int, "num_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim", at_least=1)
+        self._keep(as_int, "qk_rope_head_dim", at_least=0)
 
     @property
     def kv_heads(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from polyhead.spec.choice import Choice, as_float, as_int, one_of
+from polyhead.spec.choice import Choice, as_flag, as_float, as_int, one_of
 
 FEATURE_MAPS = ("elu+1", "relu", "softplus")
 DIFFERENTIAL_FORMS = ("paper", "diffllama", "clipped")
@@ -31,11 +31,9 @@ class Softmax(Choice):
     sink: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale is not None:
-            object.__setattr__(self, "scale", as_float("scale", self.scale))
-        if self.softcap is not None:
-            object.__setattr__(self, "softcap", as_float("softcap", self.softcap, above=0.0))
-        one_of("sink", self.sink, (True, False))  # type: ignore[arg-type]
+        self._keep(as_float, "scale")
+        self._keep(as_float, "softcap", above=0.0)
+        self._keep(as_flag, "sink")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -86,10 +84,9 @@ class Differential(Choice):
 
     def __post_init__(self) -> None:
         one_of("form", self.form, DIFFERENTIAL_FORMS)
-        as_int("layer", self.layer, at_least=1)
-        if self.lambda_init is not None:
-            object.__setattr__(self, "lambda_init", as_float("lambda_init", self.lambda_init))
-        as_float("norm_eps", self.norm_eps, above=0.0)
+        self._keep(as_int, "layer", at_least=1)
+        self._keep(as_float, "lambda_init")
+        self._keep(as_float, "norm_eps", above=0.0)
 
     @property
     def initial_lambda(self) -> float:

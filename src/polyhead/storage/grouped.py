@@ -17,17 +17,21 @@ def by_group(query: Tensor, spec: AttentionSpec) -> Tensor:
     Returns:
         ``[batch, maps, kv_heads, group, q_len, width]``, a view.
     """
-    shape = (spec.num_kv_heads, spec.group_size)
     if _maps_outermost(spec):
-        return query.unflatten(1, (spec.num_maps, *shape))
-    return query.unflatten(1, (*shape, spec.num_maps)).movedim(3, 1)
+        return heads_as(query, spec.num_maps, spec.num_kv_heads, spec.group_size)
+    return heads_as(query, spec.num_kv_heads, spec.group_size, spec.num_maps).movedim(3, 1)
 
 
 def keys_by_map(key: Tensor, spec: AttentionSpec) -> Tensor:
     """Lay key heads out by map: ``[batch, kv_heads · maps, kv_len, width]`` to ``[batch, maps, kv_heads, ...]``."""
     if _maps_outermost(spec):
-        return key.unflatten(1, (spec.num_maps, spec.num_kv_heads))
-    return key.unflatten(1, (spec.num_kv_heads, spec.num_maps)).movedim(2, 1)
+        return heads_as(key, spec.num_maps, spec.num_kv_heads)
+    return heads_as(key, spec.num_kv_heads, spec.num_maps).movedim(2, 1)
+
+
+def heads_as(x: Tensor, *shape: int) -> Tensor:
+    """Lay the head dimension of ``[batch, heads, ...]`` out as ``[batch, *shape, ...]``."""
+    return x.reshape(x.shape[0], *shape, *x.shape[2:])
 
 
 def _maps_outermost(spec: AttentionSpec) -> bool:

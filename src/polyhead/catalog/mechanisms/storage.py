@@ -15,19 +15,13 @@ def with_heads(base: AttentionSpec, settings: Settings, num_kv_heads: int | None
     """Give a base another number of key/value heads, after splitting it if it has a single head."""
     storage = base.storage
     if not isinstance(storage, Grouped):
-        raise UnsupportedError(
-            f"heads can be shared or given their own in Grouped storage alone, not in {storage!r}"
-        )
+        raise UnsupportedError(f"heads can be shared or given their own in Grouped storage alone, not in {storage!r}")
     if storage.num_heads == 1:
         pieces = settings.num_heads
         if storage.head_dim % pieces or base.v_head_dim % pieces:
             widths = f"{storage.head_dim} (queries and keys) and {base.v_head_dim} (values)"
-            raise SpecError(
-                f"num_heads={pieces} does not divide the widths {widths}; give num_heads that does"
-            )
-        storage = Grouped(
-            num_heads=pieces, head_dim=storage.head_dim // pieces, v_head_dim=base.v_head_dim // pieces
-        )
+            raise SpecError(f"num_heads={pieces} does not divide the widths {widths}; give num_heads that does")
+        storage = Grouped(num_heads=pieces, head_dim=storage.head_dim // pieces, v_head_dim=base.v_head_dim // pieces)
     return dataclasses.replace(base, storage=dataclasses.replace(storage, num_kv_heads=num_kv_heads))
 
 
@@ -44,9 +38,7 @@ def as_mqa(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 def as_gqa(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     """Share keys and values between groups of heads."""
     split = with_heads(base, settings, settings.num_heads if base.num_heads == 1 else base.num_kv_heads)
-    groups = settings.num_groups or max(
-        (d for d in divisors(split.num_kv_heads)[1:-1]), default=split.num_kv_heads
-    )
+    groups = settings.num_groups or max((d for d in divisors(split.num_kv_heads)[1:-1]), default=split.num_kv_heads)
     return with_heads(base, settings, groups)
 
 

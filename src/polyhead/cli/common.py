@@ -1,0 +1,98 @@
+"""What several commands do: reading a spec, writing to a terminal or a pipe, saying what takes long."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from polyhead.errors import CheckpointError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from polyhead.spec import AttentionSpec
+
+PIPE_WIDTH = 200
+"""Columns where there is no terminal to ask, so that tables in a pipe are not wrapped."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return the console for data (stdout) or progress (stderr); rich leaves colours out where NO_COLOR says so."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show on stderr, if that is a terminal, what is being waited for."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with console(stderr=True).status(text):
+        yield
+
+
+def read_spec(text: str) -> AttentionSpec:
+    """Read a spec as every command takes it.
+
+    Args:
+        text: A mechanism's name, ``MODEL:LAYER``, or a JSON file's path.
+
+    Returns:
+        The spec.
+
+    Raises:
+        UnknownNameError: If it is none of these.
+        SpecError: If the file holds no spec.
+        CheckpointError: If the model is missing or broken.
+    """
+    from polyhead.catalog import mechanism
+    from polyhead.spec import AttentionSpec
+
+    path = Path(text)
+    if path.suffix == ".json" or path.is_file():
+        return AttentionSpec.from_json(read_text(path))
+    model, colon, layer = text.rpartition(":")
+    if colon and layer.isdecimal():
+        return _model_spec(model, int(layer))
+    try:
+        return mechanism(text).spec
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}; a spec may also be MODEL:LAYER or a JSON file") from None
+
+
+def read_text(path: Path) -> str:
+    """Return a text file's content; raises CheckpointError where it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CheckpointError(f"cannot read {path}: {reason}") from None
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all; ``-`` is stdout."""
+    if str(path) == "-":
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _model_spec(model: str, layer: int) -> AttentionSpec:
+    from polyhead.catalog.hf_config import layer_specs, read_config
+    from polyhead.hf.load import locate
+
+    layers = layer_specs(read_config(locate(model)))
+    if layer >= len(layers):
+        raise UnknownNameError(f"{model} has layers 0 to {len(layers) - 1}, and {layer} was asked for")
+    return layers[layer].attention
