@@ -83,7 +83,7 @@ def anchor(entry: Mechanism) -> str:
 
 def cli_page(command: click.Command | None = None) -> str:
     """Return docs/cli.md: the help of a command and of all below it; by default polyhead's own."""
-    root = importlib.import_module("polyhead.cli.main").main if command is None else command
+    root = importlib.import_module("polyhead.cli.main").cli if command is None else command
     made_by = MADE_BY.format(source="the commands in `src/polyhead/cli`")
     sections = [f"## {path}\n\n{fenced('text', text)}" for path, text in helps(root, "polyhead")]
     return page("The command line", made_by, CLI_INTRO, *sections)

@@ -15,6 +15,9 @@ from polyhead.errors import MissingExtraError, ShapeError, UnsupportedError, req
 MAX_TOKENS = 128
 """Most key tokens that a picture can show one column each."""
 
+MAX_NUMBERED = 12
+"""Most columns whose numbers are written into them."""
+
 MAX_WIDTH = 128
 """Most output widths that a picture can show one column each."""
 
@@ -57,9 +60,11 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
     from matplotlib.figure import Figure
 
     width = min(MAX_WIDTH, max(len(row.output) for row in table))
-    figure = Figure(figsize=(5.5 + 0.32 * min(columns + width, 90), 1.9 + 0.34 * len(table)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[min(columns, 60) + 2, min(width, 60) + 2])
-    figure.suptitle(f"How “{_readable(table.token)}” attends, and what comes out — {table.title}", fontsize=12)
+    inches = [max(2.5, min(12.0, 0.42 * columns)), max(2.0, min(7.0, 0.42 * width))]
+    figure = Figure(figsize=(sum(inches) + 3.2, 2.2 + 0.34 * len(table)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=inches)
+    figure.suptitle(f"How “{_readable(table.token)}” attends, and what comes out", fontsize=12)
+    figure.supxlabel(_readable(table.title), fontsize=8, color="#666666")
     _draw_weights(left, table, columns)
     _draw_outputs(right, table, width)
     if path is not None:
@@ -93,17 +98,32 @@ def _draw_weights(axes: Any, table: Table, columns: int) -> None:
     for index, row in enumerate(table):
         grid[index, : len(row.weights)] = row.weights
     low, high = min(0.0, float(np.nanmin(grid))), max(float(np.nanmax(grid)), 1e-9)
-    image = axes.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    axes.set_title("weight on each key token", fontsize=10)
-    cross = next((row for row in table if row.key_tokens != table.rows[0].key_tokens), None)
-    names = table.rows[0].key_tokens if len(table.rows[0].key_tokens) == columns or cross is None else cross.key_tokens
-    axes.set_xticks(
-        range(len(names)), [_readable(name) for name in names], rotation=0 if columns <= 8 else 90, fontsize=8
-    )
+    axes.set_facecolor("#e6e6e6")  # shows through where there is no weight at all
+    image = axes.imshow(np.where(grid == 0, np.nan, grid), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    axes.set_title("weight on each key token (grey: none)", fontsize=10)
+    _name_columns(axes, table)
     _label_rows(axes, table.rows)
-    if columns <= 12:
-        _write_numbers(axes, grid, threshold=(low + high) / 2)
+    if columns <= MAX_NUMBERED:
+        _write_numbers(axes, image)
     axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+def _name_columns(axes: Any, table: Table) -> None:
+    """Write the key tokens below, and above those of another sequence where a row has them."""
+    own = next((row.key_tokens for row in table if row.changes != "source"), table.rows[0].key_tokens)
+    other = next((row for row in table if row.key_tokens != own), None)
+    _write_tokens(axes, own)
+    if other is not None:
+        above = axes.secondary_xaxis("top")
+        _write_tokens(above, other.key_tokens)
+        above.tick_params(axis="x", colors=HUES[other.changes])
+        above.set_xlabel(f"tokens of {other.name}", fontsize=8, color=HUES[other.changes])
+
+
+def _write_tokens(axis: Any, tokens: tuple[str, ...]) -> None:
+    names = [_readable(token) for token in tokens]
+    flat = len(names) <= MAX_NUMBERED and max(map(len, names)) <= 5
+    axis.set_xticks(range(len(names)), names, rotation=0 if flat else 90, fontsize=8)
 
 
 def _draw_outputs(axes: Any, table: Table, width: int) -> None:
@@ -120,7 +140,7 @@ def _draw_outputs(axes: Any, table: Table, width: int) -> None:
     axes.set_xlabel("dim", fontsize=8)
     axes.set_yticks([])
     if width <= 8:
-        _write_numbers(axes, grid, threshold=None)
+        _write_numbers(axes, image)
     axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
 
 
@@ -131,13 +151,13 @@ def _label_rows(axes: Any, rows: tuple[Row, ...]) -> None:
         label.set_color(HUES[row.changes])
 
 
-def _write_numbers(axes: Any, grid: Any, threshold: float | None) -> None:
-    for (row, column), value in np.ndenumerate(grid):
+def _write_numbers(axes: Any, image: Any) -> None:
+    """Write each cell's number into it, in white where the cell is dark."""
+    for (row, column), value in np.ndenumerate(np.ma.filled(image.get_array(), np.nan)):
         if np.isfinite(value):
-            dark = threshold is not None and value < threshold
-            axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.45 else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
 
 
 def _readable(token: str) -> str:
