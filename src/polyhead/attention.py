@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -76,7 +77,8 @@ def attend(
     tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
     _check_tensors(tensors, spec, value is None)
     device_type = query.device.type
-    if torch.is_autocast_enabled(device_type):
+    has_autocast = torch.amp.is_autocast_available(device_type)  # the meta device has none
+    if has_autocast and torch.is_autocast_enabled(device_type):
         to = torch.get_autocast_dtype(device_type)
         tensors = {name: x if x.dtype == torch.float64 else x.to(to) for name, x in tensors.items()}
     _check_together(tensors)
@@ -95,7 +97,7 @@ def attend(
         weights=return_weights,
     )
     chosen = select.choose(case, kernel)
-    with torch.autocast(device_type, enabled=False):
+    with torch.autocast(device_type, enabled=False) if has_autocast else contextlib.nullcontext():
         call = _prepared(
             Call(
                 case=case,

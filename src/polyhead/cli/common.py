@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,16 @@ PIPE_WIDTH = 200
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return the console for data (stdout) or progress (stderr); rich leaves colours out where NO_COLOR says so."""
+    """Return the console for data (stdout) or progress (stderr); plain text where NO_COLOR or a pipe asks for it."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+    return Console(
+        stderr=stderr,
+        width=None if stream.isatty() else PIPE_WIDTH,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+    )
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def read_spec(text: str) -> AttentionSpec:
     try:
         return mechanism(text).spec
     except UnknownNameError as error:
-        raise UnknownNameError(f"{error}; a spec may also be MODEL:LAYER or a JSON file") from None
+        raise UnknownNameError(f"{error} (a spec may also be MODEL:LAYER or a JSON file)") from None
 
 
 def read_text(path: Path) -> str:
@@ -82,10 +88,21 @@ def write_file(path: Path, text: str) -> None:
     if str(path) == "-":
         click.echo(text, nl=not text.endswith("\n"))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    from polyhead.compare.write import write_whole
+
+    write_whole(path, text.encode())
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Say of a file that cannot be written which option named it."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise click.BadParameter(f"cannot write {path}: {reason}; give another path", param_hint=option) from None
 
 
 def _model_spec(model: str, layer: int) -> AttentionSpec:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from polyhead.errors import ShapeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from polyhead.compare import AttentionComparison, Table
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -17,6 +19,12 @@ MODEL_ONLY = ("text", "second_text", "layer", "bare")
 BARS = " ▁▂▃▄▅▆▇█"
 MOST_BARS = 48
 """Most key tokens whose weights are drawn in a table's line."""
+
+MOST_DIMS = 8
+"""Most output widths that are written into a table's line."""
+
+NARROWEST_NOTE = 30
+"""Columns that a note needs beside the numbers; with fewer, notes stand below the table."""
 
 
 @click.command("compare")
@@ -53,8 +61,14 @@ def command(**options: Any) -> None:
       polyhead compare --tensors qkv.npz --token 3 --csv -
       polyhead compare --model smollm2 --text "The cat sat on the mat" --layer 12 --head 3
     """
-    from polyhead.cli.common import console, write_file
+    from polyhead.cli.common import console, write_file, writing
 
+    if options["as_json"] and str(options["csv"]) == "-":
+        raise click.UsageError("--json and --csv - both write to stdout; give --csv a file")
+    if options["plot"]:
+        from polyhead.compare.plot import check_plot
+
+        check_plot(options["plot"])  # before a model is read for minutes
     comparison = _comparison(options)
     _add_specs(comparison, options["specs"])
     token = options["token"]
@@ -65,12 +79,14 @@ def command(**options: Any) -> None:
     if options["plot"]:
         from polyhead.compare.plot import draw
 
-        draw(table, options["plot"])
+        with writing("--plot", options["plot"]):
+            draw(table, options["plot"])
     if options["csv"]:
-        write_file(options["csv"], table.to_csv())
-    if as_json := options["as_json"]:
+        with writing("--csv", options["csv"]):
+            write_file(options["csv"], table.to_csv())
+    if options["as_json"]:
         click.echo(table.to_json(indent=2))
-    if not as_json and str(options["csv"]) != "-":
+    elif str(options["csv"]) != "-":
         _print(console(), comparison, table)
 
 
@@ -112,14 +128,19 @@ def _default() -> Any:
 def _read_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays of an .npz file, checked to be those that a comparison takes."""
     import zipfile
+    import zlib
 
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in getattr(file, "files", [])}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ShapeError(f"cannot read {path} as .npz: {error}; write it with numpy.savez(...)") from None
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ShapeError(f"cannot read {path} as .npz: {reason}; write it with numpy.savez(...)") from None
     allowed = {"query", "key", "value", "cross_query", "tokens"}
     if unknown := sorted(set(arrays) - allowed):
         raise ShapeError(f"{path} has an array {unknown[0]!r}; it may have {', '.join(sorted(allowed))}")
@@ -142,32 +163,80 @@ def _only(table: Table, names: list[str]) -> Table:
     return dataclasses.replace(table, rows=tuple(row for row in table if row.name in names), absent={})
 
 
-def _print(out: Any, comparison: AttentionComparison, table: Table) -> None:
-    from rich.table import Table as Grid
+def _print(out: Console, comparison: AttentionComparison, table: Table) -> None:
     from rich.text import Text
 
-    is_model = comparison.inputs.is_model
-    out.print(Text.assemble((f"{table.title}", "bold"), f"; query “{table.token}” at position {table.position}"))
+    is_model = comparison.inputs.own is not None
+    query = f"; query “{table.token}” at position {table.position}"
+    out.print(Text.assemble((_printable(table.title), "bold"), _printable(query)))
     if is_model:
         out.print(Text(repr(comparison.inputs.base), style="dim"))
     if is_model or any(row.key_tokens != comparison.tokens for row in table):
-        out.print(Text(" ".join(comparison.tokens), style="dim"))
-    grid = Grid(box=None, pad_edge=False)
+        out.print(Text(_printable(" ".join(comparison.tokens)), style="dim"))
+    columns = _columns(table, is_model=is_model)
+    gap = _fit(columns, out.width)
+    _print_grid(out, columns, gap, [row.is_own for row in table])
+    notes = [] if "note" in columns else [f"{row.name}: {row.note}" for row in table if row.note]
+    for line in [*notes, *_remarks(comparison, table)]:
+        out.print(Text(_printable(line), style="dim"))
+
+
+def _columns(table: Table, *, is_model: bool) -> dict[str, list[str]]:
+    """Return the text of every column, by its heading."""
     width = max(len(row.output) for row in table)
-    dims = range(width if width <= 8 else 0)
-    headings = ["#", "mechanism", "changes", *(f"dim {i}" for i in dims), "most on", "", "weights", "from #1", "note"]
-    right = {"#", "", "from #1", *(f"dim {i}" for i in dims)}
-    for heading in headings:
-        grid.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != "note")
-    for row in table:
-        token, weight = row.top
-        mark = "● " if row.is_own else "  " if is_model else ""
-        cells = [str(row.number or "+"), f"{mark}{row.name}", row.changes, *(f"{row.output[i]:.4f}" for i in dims)]
-        cells += [token, f"{weight:.3f}", _bars(row.weights), f"{row.distance:.3f}", row.note]
-        grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.is_own else None)
-    out.print(grid)
-    for line in _remarks(comparison, table):
-        out.print(Text(line, style="dim"))
+    dims = range(width if width <= MOST_DIMS else 0)
+    columns = {
+        "#": [str(row.number or "+") for row in table],
+        "mechanism": [("● " if row.is_own else "  " if is_model else "") + row.name for row in table],
+        "changes": [row.changes for row in table],
+        **{f"dim {i}": [f"{row.output[i]:.4f}" for row in table] for i in dims},
+        "most on": [row.top[0] for row in table],
+        "weight": [f"{row.top[1]:.3f}" for row in table],
+        "weights": [_bars(row.weights) for row in table],
+        "from #1": [f"{row.distance:.3f}" for row in table],
+        "note": [row.note for row in table],
+    }
+    return {heading: [_printable(cell) for cell in cells] for heading, cells in columns.items()}
+
+
+def _fit(columns: dict[str, list[str]], width: int) -> int:
+    """Drop the columns that a terminal has no room for, the least telling first; return the gap between the rest."""
+    from rich.cells import cell_len
+
+    needed = {heading: max(map(cell_len, [heading, *cells])) for heading, cells in columns.items()}
+    needed["note"] = min(needed["note"], NARROWEST_NOTE)  # the one column that may wrap
+
+    def fits(gap: int) -> bool:
+        return sum(needed[heading] for heading in columns) + gap * (len(columns) - 1) <= width
+
+    for heading in ("note", "changes"):
+        if fits(2):
+            break
+        del columns[heading]
+    if not fits(1):
+        del columns["weights"]
+    return 2 if fits(2) else 1
+
+
+def _print_grid(out: Console, columns: dict[str, list[str]], gap: int, is_own: list[bool]) -> None:
+    from rich.cells import cell_len
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    left = {"mechanism", "changes", "most on", "weights", "note"}
+    grid = Grid(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for heading, texts in columns.items():
+        whole = None if heading == "note" else max(map(cell_len, [heading, *texts]))
+        justify: Literal["left", "right"] = "left" if heading in left else "right"
+        grid.add_column(heading, justify=justify, no_wrap=whole is not None, min_width=whole)
+    for cells, own in zip(zip(*columns.values(), strict=True), is_own, strict=True):
+        grid.add_row(*map(Text, cells), style="bold" if own else None)
+    out.print(grid, crop=False)  # where even this is too wide the terminal wraps it, and no number is cut short
+
+
+def _printable(text: str) -> str:
+    """Return a text without what would move the cursor or break the line."""
+    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def _bars(weights: Any) -> str:
@@ -186,16 +255,18 @@ def _remarks(comparison: AttentionComparison, table: Table) -> list[str]:
     from polyhead.compare.differences import difference
 
     lines = [f"{name} is left out: {reason}" for name, reason in table.absent.items()]
-    if {"flash", "scaled-dot-product"} <= {row.name for row in table}:
+    has_both = {"flash", "scaled-dot-product"} <= {row.name for row in table}
+    if has_both:
         error = comparison.flash_error()
         lines.append(f"flash differs from scaled-dot-product by at most {error:.1e} over all heads and tokens")
-    same = [d for d in (difference(a, b) for a, b in combinations(table, 2)) if not d.differ and d.reason]
-    if not comparison.inputs.is_model:
-        lines += [f"{d.first} = {d.second}: {d.reason}" for d in same if d.first != "scaled-dot-product"]
-        return lines
-    own = [f"{d.second} ({d.reason})" for d in same if d.first == "scaled-dot-product"]
-    if own:
-        lines.append(f"equal to scaled-dot-product here: {', '.join(own)}")
-    lines.append("● is the model's own mechanism, from which #1's row is computed. The others are a what-if on frozen")
-    lines.append("weights: they tell what the arithmetic does to these heads, and nothing about a model trained so.")
+    pairs = [(a, b) for a, b in combinations(table, 2) if not (has_both and "flash" in (a.name, b.name))]
+    same = [d for d in (difference(a, b) for a, b in pairs) if not d.differ]
+    if comparison.inputs.own is None:
+        return lines + [f"{d.first} = {d.second}: {d.reason}" for d in same]
+    equal = [f"{d.second} ({d.reason})" for d in same if d.first == "scaled-dot-product"]
+    if equal:
+        lines.append(f"equal to scaled-dot-product here: {', '.join(equal)}")
+    marked = "● is the model's own mechanism. The others are" if any(row.is_own for row in table) else "These are"
+    lines.append(f"{marked} a what-if on frozen weights: they tell what the arithmetic does to these heads,")
+    lines.append("and nothing about a model trained so.")
     return lines

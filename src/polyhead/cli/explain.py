@@ -80,14 +80,17 @@ def command(
         dropout=dropout,
         weights=weights,
     )
+    refused = None
+    try:
+        select.choose(case, kernel)
+    except UnsupportedError as error:
+        refused = str(error)
     explanation = select.explain(case)
     if as_json:
         data = {"schema": SCHEMA, "kernel": explanation.kernel, "summary": explanation.summary}
         click.echo(json.dumps(data | {"others": explanation.others, "spec": found.to_data()}, indent=2))
     else:
         click.echo(str(explanation))
-    try:
-        select.choose(case, kernel)
-    except UnsupportedError as error:
-        click.echo(f"polyhead: {error}", err=True)
+    if refused is not None:
+        click.echo(f"polyhead: {refused}", err=True)
         click.get_current_context().exit(1)

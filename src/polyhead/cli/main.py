@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -92,9 +93,8 @@ def _run(args: Sequence[str] | None) -> int:
     except MissingExtraError as error:
         click.echo(f"polyhead: {error}", err=True)
         return 3
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stdout = None  # so that the interpreter does not flush into it again
-        return 0
+    except SystemExit as stop:  # click's end of a completion, and of a run whose reader has seen enough (head)
+        return int(stop.code or 0) if "_POLYHEAD_COMPLETE" in os.environ else 0
     except (PolyheadError, OSError) as error:
         click.echo(f"polyhead: {error}", err=True)
         return 2
@@ -108,7 +108,10 @@ def _version(ctx: click.Context, asked: bool) -> None:
 
 def version_text() -> str:
     """Return the version, and which extras are there with which versions."""
-    found = [f"polyhead {metadata.version('polyhead')}"]
+    try:
+        found = [f"polyhead {metadata.version('polyhead')}"]
+    except metadata.PackageNotFoundError:
+        found = ["polyhead, not installed: run from its source"]
     for extra, packages in EXTRAS.items():
         try:
             versions = [f"{package} {metadata.version(package)}" for package in packages]

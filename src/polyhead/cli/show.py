@@ -51,7 +51,7 @@ def _data(entry: Mechanism) -> dict[str, Any]:
     skipped = {"substitute", "forces"}
     data = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name not in skipped}
     example = _example_row(entry)
-    data |= {"forces": dataclasses.asdict(entry.forces), "spec": entry.spec.to_data()}
+    data |= {"forces": dataclasses.asdict(entry.forces), "spec": json.loads(entry.spec.to_json())}
     return data | {"example": {"token": example[0], "output": example[1].tolist()}}
 
 
@@ -70,7 +70,7 @@ def _print(entry: Mechanism) -> None:
 
     out = console()
     out.print(Text(f"#{entry.number}  {entry.title}", style="bold"), Text(f"  {entry.name}", style="dim"))
-    out.print(Text(f"{entry.paper}, {entry.year}", style="dim"))
+    out.print(Text(entry.paper if str(entry.year) in entry.paper else f"{entry.paper}, {entry.year}", style="dim"))
     out.print()
     out.print(Text(f"  {entry.formula}"))
     out.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -51,13 +52,13 @@ class AttentionComparison:
         value: ``[len, v_width]`` or ``[kv_heads, len, v_width]``.
         tokens: A name for each position. None: their numbers.
         cross_query: A decoder's queries, for #4, which is left out without them.
-        num_heads: Heads that a single head's width is split into, for #2, #5 and #6.
+        num_heads: Heads that a single head's width is split into, for #2, #5 and #6; settings, if given, say it.
         engine: ``"numpy"`` (the oracle) or ``"torch"`` (the kernels).
         head: Which head's rows to show, where there are several.
         settings: The mechanisms' parameters. None: the textbook's for the example, defaults otherwise.
 
     Raises:
-        ShapeError: If the arrays are empty, not finite, too long, or do not fit each other.
+        ShapeError: If the arrays are empty, not finite, too long, or do not fit each other or the heads.
         UnknownNameError: If the engine or the head does not exist.
         MissingExtraError: If the engine's package is not installed.
     """
@@ -90,9 +91,12 @@ class AttentionComparison:
     def _set(self, inputs: Inputs, *, title: str, settings: Settings, engine: str, head: int) -> None:
         engines.check_engine(engine)
         check_size(inputs)
+        if settings.num_heads < 1:
+            raise ShapeError(f"num_heads={settings.num_heads} is no number of heads; give 1 or more")
         count = len(inputs.query)
         if not -count <= head < count:
-            raise UnknownNameError(f"head={head} does not exist; the input has heads 0 to {count - 1}")
+            there_is = f"heads 0 to {count - 1}" if count > 1 else "one head, 0"
+            raise UnknownNameError(f"head={head} does not exist; the input has {there_is}")
         self.inputs = inputs
         self.title = title
         self.settings = settings
@@ -173,7 +177,7 @@ class AttentionComparison:
         fitted = fit(spec, self.inputs, self.settings, arrays)
         if missing := [key for key in spec.parameter_shapes() if key not in fitted.params]:
             raise ShapeError(
-                f"{name!r} learns {missing[0]!r} of shape {list(spec.parameter_shapes()[missing[0]])}; give params="
+                f"{name!r} learns {missing[0]!r} of shape {list(spec.parameter_shapes()[missing[0]])}; give it in params="
             )
         self._results[name] = self._run(fitted)  # run now, so that what cannot run is not added
         self._added.append(name)
@@ -192,10 +196,11 @@ class AttentionComparison:
             UnknownNameError: If there is no such token, or several.
         """
         count = len(self.tokens)
-        if isinstance(token, int):
-            if not -count <= token < count:
-                raise UnknownNameError(f"there is no token {token}; positions run from 0 to {count - 1}")
-            return token % count
+        if not isinstance(token, str):
+            number = operator.index(token)
+            if not -count <= number < count:
+                raise UnknownNameError(f"there is no token {number}; positions run from 0 to {count - 1}")
+            return number % count
         found = [i for i, t in enumerate(self.tokens) if t == token]
         found = found or [i for i, t in enumerate(self.tokens) if t.lstrip(" Ġ▁") == token]
         if len(found) == 1:
@@ -299,7 +304,7 @@ class AttentionComparison:
         output = self._view(result.output, position)
         weights = result.weights[:, position]
         single = len(self.inputs.query) == 1
-        is_own = self.inputs.is_model and result.fitted.spec == self.inputs.base and not result.fitted.is_cross
+        is_own = result.fitted.spec == self.inputs.own and not result.fitted.is_cross
         already = "what the model has" if is_own and entry and entry.changes not in {"nothing", "computation"} else ""
         return Row(
             number=entry.number if entry else None,

@@ -11,12 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 from polyhead.catalog import EXAMPLE, Mechanism, Settings
 from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.oracle import rotate
-from polyhead.spec import AttentionSpec, Differential, Grouped, Latent, RelativeBias, Rotary
+from polyhead.spec import AttentionSpec, Differential, Grouped, Latent, Rotary
+from polyhead.spec.position import ClippedBias
 
 Array = NDArray[Any]
 
 MAX_PAIRS = 2**26
 """Largest number of weights, over all heads, that one mechanism may need: 512 MiB in float64."""
+
+LARGEST = 1e100
+"""Largest number in an input: products of two, summed and squared, stay finite in float64."""
 
 
 class Cross(NamedTuple):
@@ -47,7 +51,8 @@ class Inputs:
         base: The spec that the input comes with.
         cross: What #4 meets, or None if there is nothing.
         latent: W_down ``[width, rank]`` and W_up ``[rank, width]`` of #15, or None for an SVD.
-        is_model: Whether they come from a real model, whose own mechanism the base then is.
+        own: The own mechanism of the model that they come from, or None where they come from none. The base is
+            the same, unless the textbook's form was asked for.
     """
 
     tokens: tuple[str, ...]
@@ -57,7 +62,7 @@ class Inputs:
     base: AttentionSpec
     cross: Cross | None = None
     latent: tuple[Array, Array] | None = None
-    is_model: bool = False
+    own: AttentionSpec | None = None
 
 
 class Fitted(NamedTuple):
@@ -111,7 +116,7 @@ def array_inputs(
         key: ``[len, width]`` or ``[kv_heads, len, width]``.
         value: ``[len, v_width]`` or ``[kv_heads, len, v_width]``.
         tokens: A name for each position. None: their numbers.
-        cross_query: A decoder's queries, of query's shape but for the length. None: #4 is left out.
+        cross_query: A decoder's queries, of query's shape. None: #4 is left out.
 
     Returns:
         The inputs, with a base of full, position-free softmax attention.
@@ -127,7 +132,7 @@ def array_inputs(
         raise ShapeError(f"{q.shape[0]} query, {k.shape[0]} key and {v.shape[0]} value heads do not share out evenly")
     if q.shape[2] != k.shape[2]:
         raise ShapeError(f"query has width {q.shape[2]} and key {k.shape[2]}; make them equal")
-    names = tuple(map(str, range(length) if tokens is None else tokens))
+    names = _names(range(length) if tokens is None else tokens)
     if len(names) != length:
         raise ShapeError(f"there are {len(names)} tokens for {length} positions; give one each")
     cross = None
@@ -186,10 +191,7 @@ def fit_mechanism(mechanism: Mechanism, inputs: Inputs, settings: Settings) -> F
     if mechanism.inputs == "latent" and settings.latent_rank is None:
         settings = dataclasses.replace(settings, latent_rank=_half_rank(inputs))
     spec = mechanism.substitute(inputs.base, settings)
-    if mechanism.inputs in {
-        "halves",
-        "latent",
-    }:  # these keep no position: what there is enters before they cut heads up
+    if mechanism.inputs in ("halves", "latent"):  # these keep no position: it enters before they cut heads up
         source = _entered(source)
     fitted = fit(spec, source, settings)
     return fitted._replace(key_tokens=key_tokens, is_cross=mechanism.is_cross)
@@ -215,37 +217,54 @@ def fit(spec: AttentionSpec, inputs: Inputs, settings: Settings, params: dict[st
     if len(query) == 1 < spec.num_heads:
         query, key, value = (_split(x, spec.num_heads) for x in (query, key, value))
         notes.append(f"width split into {spec.num_heads} heads")
-    learned = dict(params or {})
+    implied: dict[str, Array] = {}
     fitted_value: Array | None = value
     if isinstance(spec.storage, Latent):
-        key, latent_params, note = _latent(spec, inputs, key, value)
-        learned, fitted_value = latent_params | learned, None
-        notes.append(note)
+        key, implied, note = _latent(spec, inputs, key, value)
+        fitted_value = None
     else:
         key, value, note = _share(key, value, spec.num_kv_heads, settings.shared_head)
         fitted_value = value
-        notes += [note] if note else []
+    notes.append(note)
     if isinstance(spec.weighting, Differential):
-        query, key, note = _halved(query, key, inputs.base)
+        planes, note = _halves(query.shape[-1], inputs.base)
+        query = _maps(query, planes, spec.weighting)
+        if isinstance(spec.storage, Latent):  # whose key is the latent, so its expansion is what has two maps
+            implied["w_uk"] = _maps(implied["w_uk"].swapaxes(1, 2), planes, spec.weighting).swapaxes(1, 2)
+        else:
+            key = _maps(key, planes, spec.weighting)
         notes.append(note)
-    if isinstance(spec.position, RelativeBias) and "bias_table" in spec.parameter_shapes() and not params:
-        learned["bias_table"] = _distance_table(spec, settings.bias_slope)
+    if isinstance(spec.position, ClippedBias) and not params:
+        implied["bias_table"] = _distance_table(spec, settings.bias_slope)
+        notes.append(f"bias −{settings.bias_slope:g}·|i − j|")
     _check_fit(spec, {"query": query, "key": key, "value": fitted_value})
-    return Fitted(spec, query, key, fitted_value, learned, inputs.tokens, False, "; ".join(notes))
+    note = "; ".join(filter(None, notes))
+    return Fitted(spec, query, key, fitted_value, implied | (params or {}), inputs.tokens, False, note)
+
+
+def _names(tokens: Any) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, tokens))
+    except TypeError:
+        raise ShapeError(f"tokens={tokens!r} is no list of names; give one for each position") from None
 
 
 def _heads(name: str, array: ArrayLike) -> Array:
     try:
+        if np.iscomplexobj(array):
+            raise TypeError("it is complex")
         heads = np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ShapeError(f"{name} is not an array of real numbers") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # the last is torch's, of a tensor with a gradient
+        raise ShapeError(f"{name} is not an array of real numbers: {error}") from None
     if heads.ndim not in (2, 3):
         raise ShapeError(f"{name} has shape {list(heads.shape)}; give [len, width] or [heads, len, width]")
     if not heads.size:
         raise ShapeError(f"{name} has shape {list(heads.shape)} and so is empty; give at least one token of width 1")
     if not np.isfinite(heads).all():
         where = np.argwhere(~np.isfinite(heads))[0].tolist()
-        raise ShapeError(f"{name} is not finite at {where[-heads.ndim :]}; a comparison needs numbers")
+        raise ShapeError(f"{name} is not finite at {where}; a comparison needs numbers")
+    if (largest := np.abs(heads).max()) > LARGEST:
+        raise ShapeError(f"{name} holds {largest:.0e}, and products of numbers above {LARGEST:.0e} overflow; scale it")
     return heads if heads.ndim == 3 else heads[None]
 
 
@@ -288,21 +307,15 @@ def _entered(inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, query=turned(inputs.query), key=turned(inputs.key))
 
 
-def _halved(query: Array, key: Array, base: AttentionSpec) -> tuple[Array, Array, str]:
-    """Cut each head into two maps: even and odd planes where planes turn, the two halves elsewhere."""
-    width = query.shape[-1]
-    first, second = _halves(width, base)
-    if len(first) != len(second):
-        raise ShapeError(f"a head of width {width} does not halve evenly into two maps")
-
-    def maps(x: Array) -> Array:
-        return np.stack([x[..., first], x[..., second]], axis=1).reshape(-1, x.shape[1], len(first))
-
-    how = "even and odd planes of RoPE" if isinstance(base.position, Rotary) else "halves"
-    return maps(query), maps(key), f"maps are the {how}"
+def _maps(heads: Array, planes: tuple[list[int], list[int]], weighting: Differential) -> Array:
+    """Cut each head into two maps, in the order in which the form of differential attention pairs them."""
+    first, second = (heads[..., part] for part in planes)
+    pairs = np.stack([first, second], axis=0 if weighting.form == "diffllama" else 1)
+    return pairs.reshape(-1, *first.shape[1:])
 
 
-def _halves(width: int, base: AttentionSpec) -> tuple[list[int], list[int]]:
+def _halves(width: int, base: AttentionSpec) -> tuple[tuple[list[int], list[int]], str]:
+    """Return the widths of each of two maps, and what they are: planes of RoPE where any turn, else halves."""
     turning = base.rotary_dim if base.qk_head_dim == width else 0
     planes: list[list[int]] = []
     if turning and isinstance(base.position, Rotary):
@@ -311,7 +324,12 @@ def _halves(width: int, base: AttentionSpec) -> tuple[list[int], list[int]]:
         planes = [[2 * t, 2 * t + 1] if interleaved else [t, t + half] for t in range(half)]
     rest = list(range(turning, width))
     even, odd = (sorted(i for plane in planes[start::2] for i in plane) for start in (0, 1))
-    return even + rest[: len(rest) // 2], odd + rest[len(rest) // 2 :]
+    first, second = even + rest[: len(rest) // 2], odd + rest[len(rest) // 2 :]
+    if len(first) != len(second):
+        raise ShapeError(
+            f"a head of width {width} does not halve evenly into two maps: its width, or its RoPE planes, are odd"
+        )
+    return (first, second), f"maps are the {'even and odd planes of RoPE' if planes else 'halves'}"
 
 
 def _half_rank(inputs: Inputs) -> int:
@@ -325,7 +343,7 @@ def _latent(spec: AttentionSpec, inputs: Inputs, key: Array, value: Array) -> tu
     rank, group = spec.storage.kv_lora_rank, spec.num_heads // len(key)
     if spec.storage.qk_rope_head_dim:
         raise ShapeError("a latent with a RoPE key cannot be made from whole keys; give qk_rope_head_dim=0")
-    if inputs.latent is not None:
+    if inputs.latent is not None and spec.num_heads == 1 and rank == inputs.latent[0].shape[1]:
         down, up = inputs.latent
         return key @ down, {"w_uk": up.T[None], "w_uv": up.T[None]}, "latent by the textbook's W_down"
     joint = np.concatenate([*key, *value], axis=-1)  # [len, all heads' widths]
@@ -348,7 +366,7 @@ def _latent(spec: AttentionSpec, inputs: Inputs, key: Array, value: Array) -> tu
 
 
 def _distance_table(spec: AttentionSpec, slope: float) -> Array:
-    assert isinstance(spec.position, RelativeBias)
+    assert isinstance(spec.position, ClippedBias)
     limit = spec.position.max_distance
     table = np.zeros((spec.position.num_entries, spec.num_heads))
     table[spec.position.buckets()] = -slope * np.abs(np.arange(-limit, limit + 1))[:, None]

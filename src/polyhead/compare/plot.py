@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyhead.compare.table import Row, Table
+from polyhead.compare.write import write_whole
 from polyhead.errors import MissingExtraError, ShapeError, UnsupportedError, require_extra
 
 MAX_TOKENS = 128
@@ -34,6 +35,21 @@ HUES = {
 """A hue for each of the four choices, readable on white by colour-blind eyes too."""
 
 
+def check_plot(path: str | Path | None = None) -> None:
+    """Say before anything is computed whether a plot can be drawn, and written to a path.
+
+    Args:
+        path: Where it will be written. None: nowhere.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
+    """
+    if path is not None and Path(path).suffix.lower() not in {".png", ".svg"}:
+        raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
+    require_extra("matplotlib", "plot", "a plot")
+
+
 def draw(table: Table, path: str | Path | None = None) -> Any:
     """Draw a table's weights and outputs.
 
@@ -49,14 +65,12 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
         ShapeError: If there are too many tokens to draw.
         UnsupportedError: If the file's ending is another.
     """
-    if path is not None and Path(path).suffix.lower() not in {".png", ".svg"}:
-        raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
+    check_plot(path)
     columns = max(len(row.weights) for row in table)
     if columns > MAX_TOKENS:
         raise ShapeError(
             f"a plot shows at most {MAX_TOKENS} tokens and this has {columns}; use CSV or JSON, or a shorter text"
         )
-    require_extra("matplotlib", "plot", "a plot")
     from matplotlib.figure import Figure
 
     width = min(MAX_WIDTH, max(len(row.output) for row in table))
@@ -68,7 +82,7 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
     _draw_weights(left, table, columns)
     _draw_outputs(right, table, width)
     if path is not None:
-        _write(figure, Path(path))
+        write_whole(Path(path), _rendered(figure, Path(path).suffix.lower()[1:]))
     return figure
 
 
@@ -78,19 +92,14 @@ def embedded(table: Table) -> str:
         figure = draw(table)
     except (MissingExtraError, ShapeError):
         return ""
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg")
-    return (
-        f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}">'
-    )
+    data = base64.b64encode(_rendered(figure, "svg")).decode()
+    return f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{data}">'
 
 
-def _write(figure: Any, path: Path) -> None:
-    """Write a picture whole or not at all."""
+def _rendered(figure: Any, kind: str) -> bytes:
     data = io.BytesIO()
-    figure.savefig(data, format=path.suffix.lower()[1:], dpi=150)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.getvalue())
+    figure.savefig(data, format=kind, dpi=150)
+    return data.getvalue()
 
 
 def _draw_weights(axes: Any, table: Table, columns: int) -> None:
@@ -117,7 +126,7 @@ def _name_columns(axes: Any, table: Table) -> None:
         above = axes.secondary_xaxis("top")
         _write_tokens(above, other.key_tokens)
         above.tick_params(axis="x", colors=HUES[other.changes])
-        above.set_xlabel(f"tokens of {other.name}", fontsize=8, color=HUES[other.changes])
+        above.set_xlabel(f"tokens of {_readable(other.name)}", fontsize=8, color=HUES[other.changes])
 
 
 def _write_tokens(axis: Any, tokens: tuple[str, ...]) -> None:
@@ -145,7 +154,7 @@ def _draw_outputs(axes: Any, table: Table, width: int) -> None:
 
 
 def _label_rows(axes: Any, rows: tuple[Row, ...]) -> None:
-    labels = [f"{row.name}{' (own)' if row.is_own else ''}  {row.number or '+'}" for row in rows]
+    labels = [f"{_readable(row.name)}{' (own)' if row.is_own else ''}  {row.number or '+'}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(HUES[row.changes])
@@ -160,7 +169,11 @@ def _write_numbers(axes: Any, image: Any) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
 
 
-def _readable(token: str) -> str:
-    """Return a token without what a font or matplotlib's own notation would trip over."""
-    text = "".join(c if c.isprintable() else "·" for c in token.replace("Ġ", " ").replace("▁", " "))
-    return (text.strip() or "␣").replace("$", r"\$")
+def _readable(text: str) -> str:
+    """Return a text without what the font cannot draw, which shows as □, and without matplotlib's own notation."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    spaced = text.replace("Ġ", " ").replace("▁", " ")
+    drawn = "".join(("□" if ord(c) not in glyphs else c) if c.isprintable() else "·" for c in spaced)
+    return (drawn.strip() or "␣").replace("$", r"\$")

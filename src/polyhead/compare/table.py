@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from polyhead.compare.inputs import Array
+from polyhead.errors import UnknownNameError, unknown_name
 from polyhead.spec import AttentionSpec
 
 SCHEMA = 1
@@ -106,7 +107,9 @@ class Table:
         for row in self.rows:
             if name in (row.name, row.number):
                 return row
-        raise KeyError(name)
+        if name in self.absent:
+            raise UnknownNameError(f"{name} is not in this table: {self.absent[str(name)]}")
+        raise unknown_name("row", name, [row.name for row in self.rows])
 
     def to_markdown(self) -> str:
         """Return the outputs as a Markdown table, to four decimals."""
@@ -114,7 +117,8 @@ class Table:
         header = ["#", "mechanism", *(f"dim {i}" for i in range(width))]
         lines = [" | ".join(header), " | ".join(["---"] * len(header))]
         for row in self.rows:
-            cells = [str(row.number or "+"), row.name, *(f"{x:.4f}" for x in row.output)]
+            name = " ".join(row.name.split()).replace("|", r"\|")
+            cells = [str(row.number or "+"), name, *(f"{x:.4f}" for x in row.output)]
             lines.append(" | ".join(cells))
         return "".join(f"| {line} |\n" for line in lines)
 

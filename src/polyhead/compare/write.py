@@ -1,0 +1,28 @@
+"""Writing a file so that whoever finds it finds it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and move it there, or leave nothing; its folder is made if need be.
+
+    Args:
+        path: The file. A link is followed; what is no regular file, such as ``/dev/stdout``, is written to as it is.
+        data: What it will hold.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
