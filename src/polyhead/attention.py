@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyhead.errors import ShapeError
-from polyhead.kernels import select
-from polyhead.kernels.common import Call, Case, compute_dtype, rotates_in_kernel
+from polyhead.kernels import checks, select
+from polyhead.kernels.common import Call, Case, rotates_in_kernel
 from polyhead.kernels.select import Explanation
 from polyhead.position import rotary
 from polyhead.spec import AttentionSpec, Latent, Rotary
@@ -74,45 +73,20 @@ def attend(
     *Differs from* ``scaled_dot_product_attention``, whose ``is_causal`` aligns the first query with the first
     key; here the last query is aligned with the last key, so cached decoding needs no mask.
     """
-    tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    _check_tensors(tensors, spec, value is None)
-    device_type = query.device.type
-    has_autocast = torch.amp.is_autocast_available(device_type)  # the meta device has none
-    if has_autocast and torch.is_autocast_enabled(device_type):
-        to = torch.get_autocast_dtype(device_type)
-        tensors = {name: x if x.dtype == torch.float64 else x.to(to) for name, x in tensors.items()}
-    _check_together(tensors)
-    learned = _learned(spec, params or {}, tensors["query"])
-    case = Case(
-        spec=spec,
-        q_len=query.shape[2],
-        kv_len=key.shape[2],
-        dtype=tensors["query"].dtype,
-        device=device_type,
-        needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *learned.values())),
-        aligned=query_positions is None and key_positions is None,
-        key_mask=key_mask is not None,
-        segments=segments is not None,
-        dropout=_check_dropout(dropout_p) > 0.0,
-        weights=return_weights,
+    call = checks.checked_call(
+        {"query": query, "key": key, "value": value},
+        spec,
+        params=params or {},
+        query_positions=query_positions,
+        key_positions=key_positions,
+        key_mask=key_mask,
+        segments=segments,
+        dropout_p=dropout_p,
+        return_weights=return_weights,
     )
-    chosen = select.choose(case, kernel)
-    with torch.autocast(device_type, enabled=False) if has_autocast else contextlib.nullcontext():
-        call = _prepared(
-            Call(
-                case=case,
-                query=tensors["query"],
-                key=tensors["key"],
-                value=tensors.get("value"),
-                params=learned,
-                query_positions=_positions("query_positions", query_positions, case.kv_len - case.q_len, query),
-                key_positions=_positions("key_positions", key_positions, 0, key),
-                key_mask=_check_mask(key_mask, key),
-                segments=_check_segments(segments, case, query),
-                dropout_p=dropout_p,
-            )
-        )
-        output, weights = chosen.run(call)
+    chosen = select.choose(call.case, kernel)
+    with _full_precision(call.case.device):
+        output, weights = chosen.run(_rotated(_hidden(call)))
     return (output, weights) if return_weights else output
 
 
@@ -146,108 +120,28 @@ def explain(
     return select.explain(case)
 
 
-def _prepared(call: Call) -> Call:
-    """Blank masked keys, so that nothing of them can reach a row, and rotate what can be rotated before the kernel."""
-    spec, query, key, value = call.case.spec, call.query, call.key, call.value
-    if call.key_mask is not None:
-        hidden = ~call.key_mask[:, None, :, None]
-        key = key.masked_fill(hidden, 0.0)
-        value = None if value is None else value.masked_fill(hidden, 0.0)
-    if isinstance(spec.position, Rotary) and not rotates_in_kernel(spec):
-        query = rotary.rotate(query, call.query_positions, spec, start=spec.rotary_offset)
-        latent_start = spec.storage.kv_lora_rank if isinstance(spec.storage, Latent) else 0
-        key = rotary.rotate(key, call.key_positions, spec, start=latent_start)
-    return dataclasses.replace(call, query=query, key=key, value=value)
+def _hidden(call: Call) -> Call:
+    """Blank masked keys and values, so that nothing of them can reach a row or a gradient."""
+    if call.key_mask is None:
+        return call
+    hidden = ~call.key_mask[:, None, :, None]
+    value = None if call.value is None else call.value.masked_fill(hidden, 0.0)
+    return dataclasses.replace(call, key=call.key.masked_fill(hidden, 0.0), value=value)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], spec: AttentionSpec, no_value: bool) -> None:
-    for name, expected in spec.input_shapes().items():
-        if expected is None:
-            if not no_value:
-                raise ShapeError("value must be None with Latent storage: values come from the latent in key")
-            continue
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise ShapeError(f"{name} is None; {type(spec.storage).__name__} storage needs one")
-        if not isinstance(tensor, Tensor):
-            raise ShapeError(f"{name} is a {type(tensor).__name__}; give a torch.Tensor")
-        if tensor.dim() != 4:
-            raise ShapeError(f"{name} has shape {list(tensor.shape)}; give [batch, heads, len, width]")
-        heads, width = expected
-        if (tensor.shape[1], tensor.shape[3]) != expected:
-            raise ShapeError(
-                f"{name} has {tensor.shape[1]} heads of width {tensor.shape[3]}; give {heads} of width {width}"
-            )
-        if not tensor.is_floating_point():
-            raise ShapeError(f"{name} has dtype {tensor.dtype}; give a floating dtype")
+def _rotated(call: Call) -> Call:
+    """Rotate queries and keys, where that can be done before the kernel."""
+    spec = call.case.spec
+    if not isinstance(spec.position, Rotary) or rotates_in_kernel(spec):
+        return call
+    latent_width = spec.storage.kv_lora_rank if isinstance(spec.storage, Latent) else 0
+    query = rotary.rotate(call.query, call.query_positions, spec, start=spec.rotary_offset)
+    key = rotary.rotate(call.key, call.key_positions, spec, start=latent_width)
+    return dataclasses.replace(call, query=query, key=key)
 
 
-def _check_together(tensors: Mapping[str, Tensor]) -> None:
-    query = tensors["query"]
-    for name, tensor in tensors.items():
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ShapeError(
-                f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; make alike"
-            )
-        if tensor.shape[0] != query.shape[0]:
-            raise ShapeError(f"{name} has batch {tensor.shape[0]} and query {query.shape[0]}; make them equal")
-    if "value" in tensors and tensors["value"].shape[2] != tensors["key"].shape[2]:
-        raise ShapeError(
-            f"value has {tensors['value'].shape[2]} tokens and key {tensors['key'].shape[2]}; make them equal"
-        )
-
-
-def _check_dropout(dropout_p: float) -> float:
-    if not 0.0 <= dropout_p < 1.0:
-        raise ShapeError(f"dropout_p={dropout_p} is not a probability below 1; give 0 ≤ dropout_p < 1")
-    return dropout_p
-
-
-def _learned(spec: AttentionSpec, params: Mapping[str, Tensor], query: Tensor) -> dict[str, Tensor]:
-    shapes = spec.parameter_shapes()
-    if unknown := sorted(set(params) - set(shapes)):
-        raise ShapeError(f"params has {unknown[0]!r}, which this spec does not learn; it learns {list(shapes)}")
-    for name, shape in shapes.items():
-        if name not in params:
-            raise ShapeError(f"params lacks {name!r} of shape {list(shape)}, which this spec learns")
-        if not isinstance(params[name], Tensor):
-            raise ShapeError(f"params[{name!r}] is a {type(params[name]).__name__}; give a torch.Tensor")
-        if tuple(params[name].shape) != shape:
-            raise ShapeError(f"params[{name!r}] has shape {list(params[name].shape)}; the spec needs {list(shape)}")
-        if params[name].device != query.device:
-            raise ShapeError(f"params[{name!r}] is on {params[name].device} and query on {query.device}; move one")
-    return {name: params[name].to(compute_dtype(query.dtype)) for name in shapes}
-
-
-def _positions(name: str, given: Tensor | None, first: int, tokens: Tensor) -> Tensor:
-    """Return positions as ``[batch or 1, len]``; without any, consecutive numbers from ``first``."""
-    batch, length = tokens.shape[0], tokens.shape[2]
-    if given is None:
-        return torch.arange(first, first + length, device=tokens.device)[None]
-    if given.is_floating_point() or given.dtype == torch.bool:
-        raise ShapeError(f"{name} has dtype {given.dtype}; positions are whole numbers")
-    if tuple(given.shape) not in {(length,), (batch, length)}:
-        raise ShapeError(f"{name} has shape {list(given.shape)}; give [{length}] or [{batch}, {length}]")
-    given = given.to(tokens.device, torch.int64)
-    return given if given.dim() == 2 else given[None]
-
-
-def _check_mask(key_mask: Tensor | None, key: Tensor) -> Tensor | None:
-    if key_mask is None:
-        return None
-    if key_mask.dtype != torch.bool:
-        raise ShapeError(f"key_mask has dtype {key_mask.dtype}; give booleans, True where a key may be attended")
-    if tuple(key_mask.shape) != (key.shape[0], key.shape[2]):
-        raise ShapeError(f"key_mask has shape {list(key_mask.shape)}; give [{key.shape[0]}, {key.shape[2]}]")
-    return key_mask.to(key.device)
-
-
-def _check_segments(segments: Tensor | None, case: Case, query: Tensor) -> Tensor | None:
-    if segments is None:
-        return None
-    if case.q_len != case.kv_len:
-        raise ShapeError(f"segments need as many queries as keys, got {case.q_len} and {case.kv_len}")
-    if segments.is_floating_point() or tuple(segments.shape) != (query.shape[0], case.q_len):
-        wanted = f"whole numbers [{query.shape[0]}, {case.q_len}]"
-        raise ShapeError(f"segments are {segments.dtype} {list(segments.shape)}; give {wanted}")
-    return segments.to(query.device)
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Turn autocast off: its dtype has been given to the inputs, and sums are not to be made in it."""
+    if not torch.amp.is_autocast_available(device):  # the meta device has none
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polyhead.errors import CheckpointError, UnknownNameError
+from polyhead.errors import CheckpointError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,11 +60,10 @@ def read_spec(text: str) -> AttentionSpec:
         CheckpointError: If the model is missing or broken.
     """
     from polyhead.catalog import mechanism
-    from polyhead.spec import AttentionSpec
 
     path = Path(text)
     if path.suffix == ".json" or path.is_file():
-        return AttentionSpec.from_json(read_text(path))
+        return read_spec_file(path)
     model, colon, layer = text.rpartition(":")
     if colon and layer.isdecimal():
         return _model_spec(model, int(layer))
@@ -72,6 +71,17 @@ def read_spec(text: str) -> AttentionSpec:
         return mechanism(text).spec
     except UnknownNameError as error:
         raise UnknownNameError(f"{error} (a spec may also be MODEL:LAYER or a JSON file)") from None
+
+
+def read_spec_file(path: Path) -> AttentionSpec:
+    """Return the spec in a JSON file; raises SpecError where it holds none, CheckpointError where it cannot be read."""
+    from polyhead.spec import AttentionSpec
+
+    text = read_text(path)
+    try:
+        return AttentionSpec.from_json(text)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
 
 
 def read_text(path: Path) -> str:

@@ -150,11 +150,10 @@ def _read_arrays(path: Path) -> dict[str, Any]:
 
 
 def _add_specs(comparison: AttentionComparison, paths: tuple[Path, ...]) -> None:
-    from polyhead.cli.common import read_text
-    from polyhead.spec import AttentionSpec
+    from polyhead.cli.common import read_spec_file
 
     for path in paths:
-        comparison.add(path.stem, AttentionSpec.from_json(read_text(path)))
+        comparison.add(path.stem, read_spec_file(path))
 
 
 def _only(table: Table, names: list[str]) -> Table:

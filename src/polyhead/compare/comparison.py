@@ -177,7 +177,7 @@ class AttentionComparison:
         fitted = fit(spec, self.inputs, self.settings, arrays)
         if missing := [key for key in spec.parameter_shapes() if key not in fitted.params]:
             raise ShapeError(
-                f"{name!r} learns {missing[0]!r} of shape {list(spec.parameter_shapes()[missing[0]])}; give it in params="
+                f"{name!r} learns {missing[0]!r} of shape {list(spec.parameter_shapes()[missing[0]])}; give params="
             )
         self._results[name] = self._run(fitted)  # run now, so that what cannot run is not added
         self._added.append(name)

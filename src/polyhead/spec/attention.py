@@ -51,12 +51,15 @@ class AttentionSpec(Choice):
     weighting: Weighting = Softmax()
 
     def __post_init__(self) -> None:
-        kinds = {"storage": Storage, "position": Position, "pattern": Pattern, "weighting": Weighting}
-        for name, kind in kinds.items():
+        kinds: dict[str, tuple[Any, str]] = {
+            "storage": (Storage, "Grouped(num_heads=8, head_dim=64)"),
+            "position": (Position, "Rotary()"),
+            "pattern": (Pattern, "Causal()"),
+            "weighting": (Weighting, "Softmax()"),
+        }
+        for name, (kind, example) in kinds.items():
             if not isinstance(getattr(self, name), kind):
-                examples = {"storage": "Grouped(num_heads=8, head_dim=64)", "position": "Rotary()"}
-                examples |= {"pattern": "Causal()", "weighting": "Softmax()"}
-                raise SpecError(f"{name}={getattr(self, name)!r} is not a {name}; use for example {examples[name]}")
+                raise SpecError(f"{name}={getattr(self, name)!r} is not a {name}; use for example {example}")
         if isinstance(self.storage, Grouped) and self.storage.v_head_dim == self._default_v_head_dim:
             object.__setattr__(self, "storage", dataclasses.replace(self.storage, v_head_dim=None))
         if found := refusal(Choices(**{name: getattr(self, name) for name in kinds})):
@@ -240,8 +243,8 @@ def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
     """Return how each type name of the JSON form is built."""
     modules = (storage, position, scaling, pattern, links, weighting)
     bases = (Choice, scaling.Scaling, RelativeBias, Pattern, pattern.Combined, links.Linked)
-    named = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    kinds = [kind for kind in named if issubclass(kind, Choice) and kind not in bases]
+    named: list[type] = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    kinds: list[type[Choice]] = [kind for kind in named if issubclass(kind, Choice) and kind not in bases]
     return {kind.__name__: kind.from_fields for kind in (*kinds, AttentionSpec, LayerSpec)}
 
 

@@ -371,13 +371,11 @@ def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:
 def _without_idle(parts: Sequence[Pattern], *, union: bool) -> list[Pattern]:
     """Drop what another part makes idle: ``a & (a | b)`` and ``a | (a & b)`` are a; Full is everything."""
 
-    def idle(part: Pattern, other: Pattern) -> bool:
-        return _within(part, other) if union else _within(other, part)
-
-    needed: list[Pattern] = []
+    needed = list(parts)
     for part in parts:
-        if not any(idle(part, other) for other in needed):
-            needed = [other for other in needed if not idle(other, part)] + [part]
+        others = tuple(other for other in needed if other is not part)
+        if others and (_within(part, AnyOf(parts=others)) if union else _within(AllOf(parts=others), part)):
+            needed.remove(part)
     return needed
 
 

@@ -184,7 +184,7 @@ class YarnScaling(Scaling):
             high += 0.001  # the ramp becomes a step
         trained = base_frequencies(theta, rotary_dim)
         interpolated = np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0.0, 1.0)
-        return trained * (1 - interpolated) + trained / self.factor * interpolated
+        return np.asarray(trained * (1 - interpolated) + trained / self.factor * interpolated)
 
     @property
     def amplitude(self) -> float:  # noqa: D102

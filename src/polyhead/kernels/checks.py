@@ -1,0 +1,175 @@
+"""What tensors must be to fit a spec and each other: every refusal that a call of `attend` can meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyhead.errors import ShapeError
+from polyhead.kernels.common import Call, Case, compute_dtype
+from polyhead.spec import AttentionSpec
+
+
+def checked_call(
+    inputs: Mapping[str, Tensor | None],
+    spec: AttentionSpec,
+    *,
+    params: Mapping[str, Tensor],
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
+    key_mask: Tensor | None,
+    segments: Tensor | None,
+    dropout_p: float,
+    return_weights: bool,
+) -> Call:
+    """Check what `polyhead.attend` was given and return it as a call, positions filled in and autocast applied.
+
+    Args:
+        inputs: ``query``, ``key`` and ``value``.
+        spec: The mechanism.
+        params: The learned tensors.
+        query_positions: As in `polyhead.attend`.
+        key_positions: As in `polyhead.attend`.
+        key_mask: As in `polyhead.attend`.
+        segments: As in `polyhead.attend`.
+        dropout_p: Probability of dropping a weight.
+        return_weights: Whether the weights are asked for.
+
+    Returns:
+        The call, not rotated yet.
+
+    Raises:
+        ShapeError: If something does not fit; the message says what, and what would.
+    """
+    _check_inputs(inputs, spec)
+    tensors = _as_autocast({name: x for name, x in inputs.items() if x is not None})
+    _check_together(tensors)
+    query, key = tensors["query"], tensors["key"]
+    learned = _learned(spec, params, query)
+    q_len, kv_len = query.shape[2], key.shape[2]
+    case = Case(
+        spec=spec,
+        q_len=q_len,
+        kv_len=kv_len,
+        dtype=query.dtype,
+        device=query.device.type,
+        needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *learned.values())),
+        aligned=query_positions is None and key_positions is None,
+        key_mask=key_mask is not None,
+        segments=segments is not None,
+        dropout=_check_dropout(dropout_p) > 0.0,
+        weights=return_weights,
+    )
+    return Call(
+        case=case,
+        query=query,
+        key=key,
+        value=tensors.get("value"),
+        params=learned,
+        query_positions=_positions("query_positions", query_positions, kv_len - q_len, query),
+        key_positions=_positions("key_positions", key_positions, 0, key),
+        key_mask=_check_mask(key_mask, key),
+        segments=_check_segments(segments, case, query),
+        dropout_p=dropout_p,
+    )
+
+
+def _check_inputs(inputs: Mapping[str, Any], spec: AttentionSpec) -> None:
+    for name, expected in spec.input_shapes().items():
+        tensor = inputs[name]
+        if expected is None:
+            if tensor is not None:
+                raise ShapeError(f"{name} must be None with Latent storage: values come from the latent in key")
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ShapeError(f"{name} is a {type(tensor).__name__}; give a torch.Tensor")
+        if tensor.dim() != 4:
+            raise ShapeError(f"{name} has shape {list(tensor.shape)}; give [batch, heads, len, width]")
+        if (tensor.shape[1], tensor.shape[3]) != expected:
+            found = f"{tensor.shape[1]} heads of width {tensor.shape[3]}"
+            raise ShapeError(f"{name} has {found}; the spec needs {expected[0]} of width {expected[1]}")
+        if not tensor.is_floating_point():
+            raise ShapeError(f"{name} has dtype {tensor.dtype}; give a floating dtype")
+
+
+def _as_autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cast as autocast would, if it is on; it leaves float64 alone."""
+    device = tensors["query"].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return {name: x if x.dtype == torch.float64 else x.to(dtype) for name, x in tensors.items()}
+
+
+def _check_together(tensors: Mapping[str, Tensor]) -> None:
+    query = tensors["query"]
+    for name, tensor in tensors.items():
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ShapeError(
+                f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; make alike"
+            )
+        if tensor.shape[0] != query.shape[0]:
+            raise ShapeError(f"{name} has batch {tensor.shape[0]} and query {query.shape[0]}; make them equal")
+    if "value" in tensors and tensors["value"].shape[2] != tensors["key"].shape[2]:
+        raise ShapeError(
+            f"value has {tensors['value'].shape[2]} tokens and key {tensors['key'].shape[2]}; make them equal"
+        )
+
+
+def _check_dropout(dropout_p: float) -> float:
+    if not 0.0 <= dropout_p < 1.0:
+        raise ShapeError(f"dropout_p={dropout_p} is not a probability below 1; give 0 ≤ dropout_p < 1")
+    return dropout_p
+
+
+def _learned(spec: AttentionSpec, params: Mapping[str, Tensor], query: Tensor) -> dict[str, Tensor]:
+    shapes = spec.parameter_shapes()
+    if unknown := sorted(set(params) - set(shapes)):
+        raise ShapeError(f"params has {unknown[0]!r}, which this spec does not learn; it learns {list(shapes)}")
+    for name, shape in shapes.items():
+        if name not in params:
+            raise ShapeError(f"params lacks {name!r} of shape {list(shape)}, which this spec learns")
+        if not isinstance(params[name], Tensor):
+            raise ShapeError(f"params[{name!r}] is a {type(params[name]).__name__}; give a torch.Tensor")
+        if tuple(params[name].shape) != shape:
+            raise ShapeError(f"params[{name!r}] has shape {list(params[name].shape)}; the spec needs {list(shape)}")
+        if params[name].device != query.device:
+            raise ShapeError(f"params[{name!r}] is on {params[name].device} and query on {query.device}; move one")
+    return {name: params[name].to(compute_dtype(query.dtype)) for name in shapes}
+
+
+def _positions(name: str, given: Tensor | None, first: int, tokens: Tensor) -> Tensor:
+    """Return positions as ``[batch or 1, len]``; without any, consecutive numbers from ``first``."""
+    batch, length = tokens.shape[0], tokens.shape[2]
+    if given is None:
+        return torch.arange(first, first + length, device=tokens.device)[None]
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise ShapeError(f"{name} has dtype {given.dtype}; positions are whole numbers")
+    if tuple(given.shape) not in {(length,), (batch, length)}:
+        raise ShapeError(f"{name} has shape {list(given.shape)}; give [{length}] or [{batch}, {length}]")
+    given = given.to(tokens.device, torch.int64)
+    return given if given.dim() == 2 else given[None]
+
+
+def _check_mask(key_mask: Tensor | None, key: Tensor) -> Tensor | None:
+    if key_mask is None:
+        return None
+    if key_mask.dtype != torch.bool:
+        raise ShapeError(f"key_mask has dtype {key_mask.dtype}; give booleans, True where a key may be attended")
+    if tuple(key_mask.shape) != (key.shape[0], key.shape[2]):
+        raise ShapeError(f"key_mask has shape {list(key_mask.shape)}; give [{key.shape[0]}, {key.shape[2]}]")
+    return key_mask.to(key.device)
+
+
+def _check_segments(segments: Tensor | None, case: Case, query: Tensor) -> Tensor | None:
+    if segments is None:
+        return None
+    if case.q_len != case.kv_len:
+        raise ShapeError(f"segments need as many queries as keys, got {case.q_len} and {case.kv_len}")
+    if segments.is_floating_point() or tuple(segments.shape) != (query.shape[0], case.q_len):
+        wanted = f"whole numbers [{query.shape[0]}, {case.q_len}]"
+        raise ShapeError(f"segments are {segments.dtype} {list(segments.shape)}; give {wanted}")
+    return segments.to(query.device)
