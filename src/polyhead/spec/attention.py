@@ -245,7 +245,8 @@ def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
     bases = (Choice, scaling.Scaling, RelativeBias, Pattern, pattern.Combined, links.Linked)
     named: list[type] = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     kinds: list[type[Choice]] = [kind for kind in named if issubclass(kind, Choice) and kind not in bases]
-    return {kind.__name__: kind.from_fields for kind in (*kinds, AttentionSpec, LayerSpec)}
+    kinds += [AttentionSpec, LayerSpec]
+    return {kind.__name__: kind.from_fields for kind in kinds}
 
 
 def _to_json(spec: Choice, indent: int | None) -> str:

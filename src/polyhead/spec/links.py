@@ -221,8 +221,9 @@ def _hash(seed: int, head: int, queries: NDArray[np.int64], draw: NDArray[np.int
     """Mix four numbers into 64 evenly spread bits (the finaliser of SplitMix64, applied once for each)."""
     import numpy as np
 
-    state = np.full(np.broadcast_shapes(queries.shape, draw.shape), seed % 2**64, dtype=np.uint64)
-    for part in (np.full(1, head), queries, draw):
+    state = np.zeros(np.broadcast_shapes(queries.shape, draw.shape), dtype=np.uint64)
+    parts = (np.full(1, seed % 2**64, dtype=np.uint64), np.full(1, head), queries, draw)
+    for part in parts:  # each is mixed in before the next: seed + head alone would make one head's draw another's
         state = state + part.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -269,6 +269,8 @@ class Combined(Pattern):
     def of(cls, patterns: Iterable[Pattern]) -> Pattern:
         """Combine patterns, so that equal sets of parts compare equal.
 
+        Two ways to write one set with parts nested three deep may still differ.
+
         Args:
             patterns: One or more patterns.
 
