@@ -18,8 +18,8 @@ demo: .venv/.demo ## Reproduce the textbook's comparison, then run it on a real 
 	@echo "== The shared example: five tokens, fifteen mechanisms, what \"cat\" gets =="
 	@$(BIN)/polyhead compare --token cat --plot demo/example.png
 	@echo
-	@echo "== The same fifteen on a real model's queries, keys and values =="
-	@$(BIN)/polyhead compare --model smollm2 --layer 12 --head 3 \
+	@echo "== The same fifteen on a real model: a head of SmolLM2 in which \"it\" looks for its noun =="
+	@$(BIN)/polyhead compare --model smollm2 --layer 13 --head 8 --token it \
 		--text "The cat sat on the mat because it was tired." \
 		--second-text "Le chat s'est assis sur le tapis." \
 		--plot demo/smollm2.png

@@ -1,0 +1,34 @@
+"""What holds in every test: reproducible draws, memory that is never silently zero, and summaries at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# The same examples on every machine and at every call; a failure repeats, and shared machines may be slow.
+hypothesis.settings.register_profile("polyhead", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("polyhead")
+
+
+@pytest.fixture(autouse=True)
+def new_memory_is_nan(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fill new tensors with NaN, so that an element that a kernel forgets to write shows."""
+    if request.node.get_closest_marker("gpu"):  # there, deterministic algorithms need settings of their own
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded as ``record_property("summary", text)``."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    texts = [str(text) for report in reports for name, text in report.user_properties if name == "summary"]
+    for text in dict.fromkeys(texts):
+        title, _, body = text.partition("\n")
+        terminalreporter.section(title)
+        terminalreporter.write_line(body)
