@@ -1,14 +1,24 @@
-"""Write the pages of docs that are made from the code: docs/mechanisms.md and docs/cli.md.
+"""Write what the pages of docs have from the code: docs/mechanisms.md and docs/cli.md whole, of others the outputs.
 
-``python scripts/docs.py`` writes both. With ``--check`` it writes nothing, names each page that is not what
-it would write, and then exits with 1.
+``python scripts/docs.py`` writes them. With ``--check`` it writes nothing, names each page that is not what it
+would write, and then exits with 1.
+
+In a page written by hand, the text block below a line ``<!-- $ polyhead list -->`` is what that command prints, and
+the one below ``<!-- >>> -->`` what the Python block before it prints. A page's blocks run from top to bottom, in one
+empty folder and with one set of Python names, as a reader would type them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib
+import io
+import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +43,12 @@ mechanism is its spec on the textbook's shared example, five tokens of width 4; 
 with what it computes there."""
 
 CLI_INTRO = "Each command's own `--help`, in full."
+
+RUN = re.compile(
+    r"^```python\n(?P<python>.*?)^```\n|^(?P<marker><!-- (?P<what>\$ [^\n]+|>>>) -->\n)```text\n.*?^```\n",
+    re.MULTILINE | re.DOTALL,
+)
+"""A Python block, or a marker with the text block below it."""
 
 Page = Callable[[], str]
 
@@ -111,6 +127,54 @@ def helps(command: click.Command, name: str, parent: click.Context | None = None
                 yield from helps(below, child, context)
 
 
+def page_by_hand(name: str) -> str:
+    """Return a page of this repository with the outputs that its commands and its Python have now."""
+    return with_outputs((ROOT / name).read_text(encoding="utf-8"))
+
+
+def with_outputs(text: str) -> str:
+    """Run a page's Python and the commands of its markers, and write what they print below them."""
+    names: dict[str, object] = {"__name__": "page"}
+    printed = ""
+
+    def replace(found: re.Match[str]) -> str:
+        nonlocal printed
+        if found["python"] is not None:
+            printed = python_output(found["python"], names)
+            return found[0]
+        what = found["what"]
+        shown = printed if what == ">>>" else f"{what}\n{command_output(what[2:])}"
+        return f"{found['marker']}{fenced('text', shown)}\n"
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return RUN.sub(replace, text)
+
+
+def python_output(source: str, names: dict[str, object]) -> str:
+    """Run Python with the names given, to which it adds its own, and return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(source, "<page>", "exec"), names)
+    return output.getvalue()
+
+
+def command_output(line: str) -> str:
+    """Run a command line of polyhead and return what it prints on stdout.
+
+    Raises:
+        ValueError: If it is no command of polyhead, or fails.
+    """
+    program, *arguments = shlex.split(line)
+    if program != "polyhead":
+        raise ValueError(f"`{line}` is no command of polyhead")
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as problem:
+        try:
+            importlib.import_module("polyhead.cli.main").main(arguments)
+        except SystemExit as stop:
+            if stop.code:
+                raise ValueError(f"`{line}` exits with {stop.code}: {problem.getvalue().strip()}") from None
+    return click.unstyle(output.getvalue())
+
+
 def page(title: str, *parts: str) -> str:
     """Return a Markdown page."""
     return "\n\n".join([f"# {title}", *parts]) + "\n"
@@ -131,7 +195,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
-PAGES: Mapping[str, Page] = {"docs/mechanisms.md": mechanisms_page, "docs/cli.md": cli_page}
+PAGES: Mapping[str, Page] = {
+    "docs/mechanisms.md": mechanisms_page,
+    "docs/cli.md": cli_page,
+    "docs/exercises.md": functools.partial(page_by_hand, "docs/exercises.md"),
+}
 
 
 def write(pages: Mapping[str, Page], root: Path) -> None:

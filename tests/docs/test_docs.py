@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 import pytest
-from scripts import docs
 
 from polyhead.catalog import mechanisms
+from scripts import docs
 
 TOY = {"docs/one.md": lambda: "one\n", "docs/two.md": lambda: "two\n"}
 
@@ -98,3 +98,76 @@ def test_check_names_what_is_stale_or_missing(tmp_path: Path, capsys: pytest.Cap
     assert docs.main(["--check"], TOY, tmp_path) == 1
     assert "docs/one.md is stale" in capsys.readouterr().err
     assert (tmp_path / "docs/two.md").read_text(encoding="utf-8") == "too\n"
+
+
+# --- outputs in pages written by hand -------------------------------------------------------------
+
+PAGE = """\
+# By hand
+
+```python
+import click
+
+number = 41
+click.echo("never shown")
+```
+
+```python
+print(number + 1, "  ")
+```
+
+<!-- >>> -->
+```text
+stale
+```
+
+<!-- $ polyhead show mha --json -->
+```text
+```
+
+```text
+left alone
+```
+"""
+
+
+def test_outputs_are_written_below_their_markers() -> None:
+    text = docs.with_outputs(PAGE)
+    assert "<!-- >>> -->\n```text\n42\n```\n" in text
+    assert '<!-- $ polyhead show mha --json -->\n```text\n$ polyhead show mha --json\n{\n  "schema": 1,' in text
+    assert "stale" not in text
+    assert text.endswith("```text\nleft alone\n```\n")
+    assert docs.with_outputs(text) == text
+
+
+def test_a_page_without_markers_stays_as_it_is() -> None:
+    assert docs.with_outputs("# A\n\n```text\nb\n```\n") == "# A\n\n```text\nb\n```\n"
+
+
+def test_blocks_run_in_one_empty_folder_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = 'import os, pathlib\nprint(os.listdir("."))\npathlib.Path("a.json").write_text("no spec")\n'
+    page = f"```python\n{code}```\n<!-- >>> -->\n```text\n```\n<!-- $ polyhead show a.json -->\n```text\n```\n"
+    with pytest.raises(ValueError, match=r"`polyhead show a.json` exits with 2: polyhead: a.json: this is not JSON"):
+        docs.with_outputs(page)
+    assert "```text\n[]\n```" in docs.with_outputs(page.split("<!-- $")[0])
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path
+
+
+def test_a_program_that_is_not_ours_is_not_run() -> None:
+    with pytest.raises(ValueError, match="`rm a` is no command of polyhead"):
+        docs.with_outputs("<!-- $ rm a -->\n```text\n```\n")
+
+
+def test_python_that_fails_fails_the_page() -> None:
+    with pytest.raises(ZeroDivisionError):
+        docs.with_outputs("```python\n1 / 0\n```\n")
+
+
+def test_exercises_show_what_the_textbook_asks_for() -> None:
+    text = docs.PAGES["docs/exercises.md"]()
+    assert re.findall(r"^## (\d)\.", text, re.MULTILINE) == ["1", "4", "5"]
+    assert not re.search(r"```text\n```", text)
+    for figure in ("40.3% on 'The', and 24.4% on 'sat'", "54.2% on 'sat'", "1.35", "largest 0.300", "sum  0.500"):
+        assert figure in text
