@@ -41,8 +41,9 @@ check: .venv/.dev ## Lint, check formatting, types, imports and docstrings
 	$(BIN)/lint-imports
 	$(BIN)/pydoclint src
 
-docs: .venv/.demo ## Write docs/cli.md and the tables in docs anew
+docs: .venv/.demo ## Write the pages of docs, and the outputs and the picture of the README, anew
 	@$(BIN)/python scripts/docs.py
+	@$(BIN)/polyhead compare --plot docs/example.png >/dev/null
 
 bench: .venv/.demo ## Time the comparison, and attend() against PyTorch's SDPA
 	@$(BIN)/python scripts/bench.py

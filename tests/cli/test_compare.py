@@ -138,7 +138,7 @@ def test_tensors_of_a_file(call: Polyhead, tensors: Path) -> None:
     data = json.loads(done.out)
     expected = ph.AttentionComparison(*heads(length=3), tokens=["one", "two", "three"], head=3).table("two")
     assert (data["title"], data["token"], data["rows"][0]["key_tokens"]) == (
-        "own arrays",
+        "own arrays, head 3",
         "two",
         ["one", "two", "three"],
     )

@@ -125,7 +125,7 @@ def test_csv_leaves_weights_empty_that_a_row_does_not_have(table: Table) -> None
 
 def test_json_holds_everything(table: Table) -> None:
     data = json.loads(table.to_json())
-    assert (data["schema"], data["title"], data["token"], data["position"]) == (1, "own arrays", "a,b", 5)
+    assert (data["schema"], data["title"], data["token"], data["position"]) == (1, "own arrays, head 0", "a,b", 5)
     assert data["absent"] == table.absent
     for entry, row in zip(data["rows"], table, strict=True):
         assert {name: entry[name] for name in ("number", "name", "changes", "is_own", "distance", "note")} == {
@@ -149,7 +149,7 @@ def test_json_may_be_indented_and_keeps_letters_as_they_are(table: Table) -> Non
 def test_html_is_a_table_whose_texts_are_escaped(table: Table) -> None:
     cells = Cells(table.to_html())
     assert cells.rows[0] == ["#", "mechanism", "most on", "weight", "distance", *(f"dim {i}" for i in range(8))]
-    assert cells.caption == "own arrays: query “a,b”"
+    assert cells.caption == "own arrays, head 0: query “a,b”"
     assert not {"b", "i"} & set(cells.tags)
     for texts, row in zip(cells.rows[1:], table, strict=True):
         token, weight = row.top

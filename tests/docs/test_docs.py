@@ -38,6 +38,14 @@ def test_page_is_fresh(name: str) -> None:
     assert (docs.ROOT / name).read_text(encoding="utf-8") == docs.PAGES[name](), "type: make docs"
 
 
+def test_readme_shows_the_example_as_it_comes_out() -> None:
+    def masked(text: str) -> str:
+        return re.sub(r"\d\.\de-\d\d", "ROUNDING", text)
+
+    shown = docs.fenced("text", f"$ polyhead compare\n{docs.command_output('polyhead compare')}")
+    assert masked(shown) in masked((docs.ROOT / "README.md").read_text(encoding="utf-8")), "type: make docs"
+
+
 def test_page_of_mechanisms_has_all_fifteen() -> None:
     text = docs.mechanisms_page()
     for entry in mechanisms():

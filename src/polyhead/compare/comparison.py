@@ -245,7 +245,13 @@ class AttentionComparison:
                 rows.append(self._row(name, position))
             except (SpecError, ShapeError, UnsupportedError) as error:
                 absent[name] = str(error)
-        return Table(token=self.tokens[position], position=position, rows=tuple(rows), absent=absent, title=self.title)
+        return Table(
+            token=self.tokens[position],
+            position=position,
+            rows=tuple(rows),
+            absent=absent,
+            title=self.title if len(self.inputs.query) == 1 else f"{self.title}, head {self.head}",
+        )
 
     def differences(self, token: str | int | None = None) -> list[Difference]:
         """Return how every pair of mechanisms differs for a token, and where it does not, why it should not."""
