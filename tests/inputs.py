@@ -98,3 +98,16 @@ def spec(storage: str = "mha", **choices: Any) -> ph.AttentionSpec:
         "mla": ph.Latent(num_heads=4, kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=8, v_head_dim=5),
     }
     return ph.AttentionSpec(storage=storages[storage], **choices)
+
+
+VARIED: dict[str, dict[str, Any]] = {
+    "dense": {"pattern": ph.Causal(), "position": ph.Rotary()},
+    "masked": {"pattern": ph.SlidingWindow.causal(3) | ph.Global(first=1)},
+    "softcap and ALiBi": {"weighting": ph.Softmax(softcap=5.0), "position": ph.Alibi()},
+    "sink and T5": {"weighting": ph.Softmax(sink=True), "position": ph.RelativeBias.t5(num_buckets=8, max_distance=6)},
+    "Shaw": {"position": ph.RelativeBias.shaw(max_distance=2)},
+    "linear": {"weighting": ph.Linear(), "position": ph.Rotary(), "pattern": ph.Causal()},
+    "paper": {"weighting": ph.Differential()},
+    "clipped": {"weighting": ph.Differential(form="clipped")},
+}
+"""Choices that between them go through every branch of the flow, for tests of the flow itself."""

@@ -77,9 +77,7 @@ def test_fifteen_in_the_textbook_order() -> None:
 
 def test_no_name_means_two_mechanisms() -> None:
     every = [
-        name.lower()
-        for entry in mechanisms()
-        for name in (str(entry.number), entry.name, entry.title, *entry.aliases)
+        name.lower() for entry in mechanisms() for name in (str(entry.number), entry.name, entry.title, *entry.aliases)
     ]
     assert [name for name, count in Counter(every).items() if count > 1] == []
 
@@ -257,9 +255,7 @@ def test_heads_on_a_model(name: str, num_kv_heads: int) -> None:
     ("num_heads", "num_kv_heads", "expected"),
     [(32, 32, 16), (32, 8, 4), (12, 6, 3), (8, 4, 2), (9, 3, 3), (4, 2, 2), (15, 5, 5), (8, 1, 1)],
 )
-def test_gqa_takes_the_largest_proper_divisor_above_1(
-    num_heads: int, num_kv_heads: int, expected: int
-) -> None:
+def test_gqa_takes_the_largest_proper_divisor_above_1(num_heads: int, num_kv_heads: int, expected: int) -> None:
     assert on_model("gqa", with_kv_heads(num_heads, num_kv_heads)).num_kv_heads == expected
 
 
@@ -339,9 +335,7 @@ def test_differential_halves_the_heads_and_leaves_no_position_to_come() -> None:
 def test_mla_stores_a_latent_and_leaves_no_position_to_come() -> None:
     spec = on_model("mla", latent_rank=96)
     assert spec == AttentionSpec(
-        storage=Latent(
-            num_heads=32, kv_lora_rank=96, qk_nope_head_dim=128, qk_rope_head_dim=0, v_head_dim=128
-        ),
+        storage=Latent(num_heads=32, kv_lora_rank=96, qk_nope_head_dim=128, qk_rope_head_dim=0, v_head_dim=128),
         pattern=MODEL.pattern,
         weighting=Softmax(),
     )

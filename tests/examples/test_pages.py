@@ -13,7 +13,9 @@ def python_blocks() -> list[tuple[str, str]]:
     """Return every Python block of the pages, each with a name."""
     found = []
     for page in PAGES:
-        blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        blocks = re.findall(
+            r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )
         found += [(f"{page}:{index}", block) for index, block in enumerate(blocks)]
     return found
 

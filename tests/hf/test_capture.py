@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.hf.conftest import FAMILIES, TEXT, TOKENS, MakeCheckpoint, rope
 
 from polyhead.catalog.hf_config import layer_specs
 from polyhead.errors import CheckpointError, ShapeError, UnknownNameError, UnsupportedError
 from polyhead.hf import Captured, Loaded, capture, load
+from tests.hf.conftest import FAMILIES, TEXT, TOKENS, MakeCheckpoint, rope
 
 torch = pytest.importorskip("torch", reason="a model runs in torch")
 transformers = pytest.importorskip("transformers", reason="transformers runs the models")

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.hf import conftest
-from tests.hf.conftest import TEXT, MakeCheckpoint
 
 from polyhead.errors import CheckpointError, MissingExtraError, UnsupportedError
 from polyhead.hf import Loaded, capture, load, locate
+from tests.hf import conftest
+from tests.hf.conftest import TEXT, MakeCheckpoint
 
 torch = pytest.importorskip("torch", reason="a model runs in torch")
 transformers = pytest.importorskip("transformers", reason="transformers loads the models")

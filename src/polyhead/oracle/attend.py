@@ -71,23 +71,19 @@ def attend(
     Raises:
         ShapeError: If an array does not fit the spec or a parameter is missing.
     """
-    arrays = {
-        name: np.asarray(a, np.float64)
-        for name, a in {"query": query, "key": key, "value": value}.items()
-        if a is not None
-    }
-    tensors = _parameters(spec, params or {})
-    _check_inputs(arrays, spec)
+    arrays, tensors = checked({"query": query, "key": key, "value": value}, spec, params or {})
     batch, _, q_len, _ = arrays["query"].shape
     kv_len = arrays["key"].shape[-2]
-    q_pos = np.arange(kv_len - q_len, kv_len) if query_positions is None else np.asarray(query_positions)
-    k_pos = np.arange(kv_len) if key_positions is None else np.asarray(key_positions)
-    q_pos, k_pos = np.broadcast_to(q_pos, (batch, q_len)), np.broadcast_to(k_pos, (batch, kv_len))
+    q_pos = np.arange(kv_len - q_len, kv_len) if query_positions is None else query_positions
+    k_pos = np.arange(kv_len) if key_positions is None else key_positions
+    q_pos = np.broadcast_to(_of_shape("query_positions", q_pos, (q_len,), (batch, q_len)), (batch, q_len))
+    k_pos = np.broadcast_to(_of_shape("key_positions", k_pos, (kv_len,), (batch, kv_len)), (batch, kv_len))
     may_meet = np.ones((batch, q_len, kv_len), dtype=bool)
     if key_mask is not None:
-        may_meet &= np.asarray(key_mask, dtype=bool)[:, None, :]
+        may_meet &= _of_shape("key_mask", key_mask, (batch, kv_len)).astype(bool)[:, None, :]
     if segments is not None:
-        may_meet &= np.equal(np.asarray(segments)[:, :, None], np.asarray(segments)[:, None, :])
+        of_query, of_key = (_of_shape("segments", segments, (batch, length)) for length in (q_len, kv_len))
+        may_meet &= of_query[:, :, None] == of_key[:, None, :]
 
     output = np.zeros((batch, spec.num_heads, q_len, spec.v_head_dim))
     weights = np.zeros((batch, spec.num_heads, q_len, kv_len))
@@ -97,6 +93,15 @@ def attend(
         for head in range(spec.num_heads):
             output[b, head], weights[b, head] = _one_head(sequence, spec, tensors, head)
     return (output, weights) if return_weights else output
+
+
+def checked(
+    inputs: Mapping[str, ArrayLike | None], spec: AttentionSpec, params: Mapping[str, ArrayLike]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return inputs and learned tensors as float64 arrays, or raise ShapeError where one does not fit the spec."""
+    arrays = {name: np.asarray(array, np.float64) for name, array in inputs.items() if array is not None}
+    _check_inputs(arrays, spec)
+    return arrays, _parameters(spec, params)
 
 
 def expand(arrays: Mapping[str, Array], spec: AttentionSpec, params: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -244,6 +249,13 @@ def _entries(sequence: Sequence, position: RelativeBias) -> Array:
     """Return each pair's entry in the learned table."""
     limit = position.max_distance
     return np.asarray(position.buckets()[np.clip(_distances(sequence), -limit, limit) + limit])
+
+
+def _of_shape(name: str, given: ArrayLike, *shapes: tuple[int, ...]) -> Array:
+    array = np.asarray(given)
+    if array.shape not in shapes:
+        raise ShapeError(f"{name} has shape {list(array.shape)}; give {' or '.join(str(list(s)) for s in shapes)}")
+    return array
 
 
 def _parameters(spec: AttentionSpec, params: Mapping[str, ArrayLike]) -> dict[str, Array]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from polyhead.errors import UnsupportedError
-from polyhead.oracle.attend import Array, Sequence, allowed_pairs, expand, scores
+from polyhead.oracle.attend import Array, Sequence, allowed_pairs, checked, expand, scores
 from polyhead.spec import AttentionSpec, Softmax
+from polyhead.spec.choice import as_int
 from polyhead.spec.position import ShawBias
 
 
@@ -40,15 +41,15 @@ def attend_tiled(
 
     Raises:
         UnsupportedError: If the weighting is not softmax, or values are relative.
+        SpecError: If a tile has no key.
+        ShapeError: If an array does not fit the spec or a parameter is missing.
 
     *Source*: Dao et al., arXiv 2205.14135, algorithm 1; the online softmax is arXiv 1805.02867.
     """
     if not isinstance(spec.weighting, Softmax) or isinstance(spec.position, ShawBias):
         raise UnsupportedError(f"tiles with an online softmax need softmax weights and plain values, got {spec!r}")
-    tensors = {name: np.asarray(array, np.float64) for name, array in (params or {}).items()}
-    arrays = {
-        n: np.asarray(a, np.float64) for n, a in {"query": query, "key": key, "value": value}.items() if a is not None
-    }
+    as_int("tile", tile, at_least=1)
+    arrays, tensors = checked({"query": query, "key": key, "value": value}, spec, params or {})
     batch, _, q_len, _ = arrays["query"].shape
     kv_len = arrays["key"].shape[-2]
     output = np.zeros((batch, spec.num_heads, q_len, spec.v_head_dim))

@@ -372,7 +372,6 @@ def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:
 
 def _without_idle(parts: Sequence[Pattern], *, union: bool) -> list[Pattern]:
     """Drop what another part makes idle: ``a & (a | b)`` and ``a | (a & b)`` are a; Full is everything."""
-
     needed = list(parts)
     for part in parts:
         others = tuple(other for other in needed if other is not part)

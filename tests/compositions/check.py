@@ -1,0 +1,92 @@
+"""What must hold for one combination: `attend` equals the oracle, and an undefined one is refused."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import polyhead as ph
+from polyhead.spec.rules import Choices, refusal
+from tests.compositions.choices import Combination, Sizes
+from tests.compositions.situations import SITUATIONS, nothing_given
+from tests.compositions.slopes import assert_slope, is_well_posed
+from tests.inputs import Array, Inputs
+from tests.tolerances import assert_close
+
+
+def check(combination: Combination) -> None:
+    """Check one combination at sizes and inputs that its name draws."""
+    rng = np.random.default_rng(zlib.crc32(str(combination).encode()))
+    choices = combination.choices(Sizes.draw(rng))
+    if refusal(choices) is None:
+        check_legal(ph.AttentionSpec(**fields(choices)), rng)
+    else:
+        check_refused(choices)
+
+
+def fields(choices: Choices) -> dict[str, Any]:
+    return {name: getattr(choices, name) for name in ("storage", "position", "pattern", "weighting")}
+
+
+def check_refused(choices: Choices) -> None:
+    """An undefined combination raises SpecError with its rule's reason, and what it proposes instead is legal."""
+    found = refusal(choices)
+    assert found is not None
+    with pytest.raises(ph.SpecError, match=re.escape(found.reason)):
+        ph.AttentionSpec(**fields(choices))
+    assert refusal(found.nearest) is None
+
+
+def check_legal(spec: ph.AttentionSpec, rng: np.random.Generator) -> None:
+    """Check a spec in two situations, once with gradients."""
+    situation = SITUATIONS[rng.integers(len(SITUATIONS))]
+    check_forward(_posed(nothing_given, spec, rng))
+    inputs = _posed(situation, spec, rng)
+    check_forward(inputs)
+    check_gradients(inputs, rng)
+
+
+def _posed(situation: Callable[..., Inputs], spec: ph.AttentionSpec, rng: np.random.Generator) -> Inputs:
+    draws = (situation(spec, rng) for _ in range(1000))
+    return next(inputs for inputs in draws if is_well_posed(inputs))
+
+
+def check_forward(inputs: Inputs) -> None:
+    """Output and weights equal the oracle's, in float64 and float32."""
+    output, weights = inputs.oracle(return_weights=True)
+    for dtype in (torch.float64, torch.float32):
+        assert_close(inputs.attend(dtype), output, dtype)
+        beside, ours = inputs.attend(dtype, return_weights=True)
+        assert_close(beside, output, dtype, what="output beside weights")
+        assert_close(ours, weights, dtype, what="weights")
+
+
+def check_gradients(inputs: Inputs, rng: np.random.Generator) -> None:
+    """Each gradient equals the oracle's slope along a random direction; float32's equals float64's."""
+    cotangent = rng.standard_normal(inputs.oracle().shape)
+    exact, single = (gradients(inputs, cotangent, dtype) for dtype in (torch.float64, torch.float32))
+    # float32 errs by a part of the terms that are summed, and the largest gradient says how large those are
+    size = max(1.0, *(np.abs(gradient).max(initial=0.0) for gradient in exact.values()))
+    for name, ours in exact.items():
+        direction = rng.standard_normal(ours.shape)
+
+        def along(step: float, name: str = name, direction: Array = direction) -> float:
+            moved = inputs.changing(**{name: inputs.learned[name] + step * direction})
+            return float((cotangent * moved.oracle()).sum())
+
+        assert_slope((ours * direction).sum(), along, inputs.spec, what=name)
+        assert_close(single[name] / size, ours / size, torch.float32, what=f"float32 gradient of {name}")
+
+
+def gradients(inputs: Inputs, cotangent: Array, dtype: torch.dtype) -> dict[str, Array]:
+    """Return the gradient of ``sum(cotangent · output)`` in every learned tensor."""
+    leaves = inputs.tensors(dtype, requires_grad=True)
+    output = inputs.attend(leaves)
+    grads = torch.autograd.grad(output, list(leaves.values()), torch.tensor(cotangent, dtype=dtype))
+    return {name: grad.double().numpy() for name, grad in zip(leaves, grads, strict=True)}

@@ -1,0 +1,104 @@
+"""`&` and `|`: equal sets compare equal, and the algebra of patterns is that of their pairs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from polyhead.spec import AllOf, AnyOf, Band, BigBird, Causal, Chunked, Full, Global, Pattern, SlidingWindow
+from tests.pictures import grid
+from tests.strategies import bands, chunks, globals_, patterns, primitives
+
+Kind = type[AllOf] | type[AnyOf]
+
+for_examples = pytest.mark.parametrize("examples", [150, pytest.param(1500, marks=pytest.mark.slow)])
+"""How many random examples: a quick look every time, a long one now and then."""
+
+
+@for_examples
+def test_pairs_combine_as_booleans_do(examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(patterns(), patterns(), st.integers(1, 10))
+    def holds(a: Pattern, b: Pattern, length: int) -> None:
+        left, right = grid(a, length, length), grid(b, length, length)
+        assert (grid(a & b, length, length) == (left & right)).all()
+        assert (grid(a | b, length, length) == (left | right)).all()
+
+    holds()
+
+
+@for_examples
+@pytest.mark.parametrize(("kind", "other"), [(AllOf, AnyOf), (AnyOf, AllOf)])
+def test_a_combination_is_the_same_in_any_order_and_grouping(kind: Kind, other: Kind, examples: int) -> None:
+    # Where tokens at both ends are global, neither set need contain the other, no part says what the two have in
+    # common, and a part dropped for it can no longer join another: there the order shows.
+    simple = primitives(st.builds(Global, first=st.integers(1, 4)))
+    parts = simple | st.lists(simple, min_size=2, max_size=3).map(other.of)
+
+    @settings(max_examples=examples)
+    @given(parts, parts, parts)
+    def holds(a: Pattern, b: Pattern, c: Pattern) -> None:
+        assert kind.of([a, b]) == kind.of([b, a])
+        assert kind.of([kind.of([a, b]), c]) == kind.of([a, kind.of([b, c])]) == kind.of([c, a, b])
+
+    holds()
+
+
+@for_examples
+def test_repeating_and_absorbing_change_nothing(examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(patterns(), patterns())
+    def holds(a: Pattern, b: Pattern) -> None:
+        assert a & a == a | a == a
+        assert a & (a | b) == a
+        assert a | (a & b) == a
+
+    holds()
+
+
+@given(patterns())
+def test_full_is_neutral_in_and_and_absorbs_in_or(pattern: Pattern) -> None:
+    assert pattern & Full() == Full() & pattern == pattern
+    assert pattern | Full() == Full() | pattern == Full()
+
+
+@given(bands(), bands())
+def test_bands_combine_to_a_band(a: Band, b: Band) -> None:
+    assert isinstance(a & b, Band)
+    assert isinstance(a | b, Band)
+
+
+@given(chunks(), chunks())
+def test_chunks_of_one_size_combine_to_chunks(a: Chunked, b: Chunked) -> None:
+    assert isinstance(a & b, Chunked) == (a.size == b.size)
+    assert isinstance(a | b, Chunked) == (a.size == b.size)
+
+
+@given(globals_(), globals_())
+def test_global_tokens_unite_to_global_tokens(a: Global, b: Global) -> None:
+    assert a | b == Global(first=max(a.first, b.first), last=max(a.last, b.last))
+
+
+@given(primitives(), primitives())
+def test_a_part_that_another_makes_idle_is_dropped(a: Pattern, b: Pattern) -> None:
+    """Also where the part that makes it idle is larger than the one that it names."""
+    wide = SlidingWindow(left=9, right=9)
+    narrow = SlidingWindow(left=3, right=3)
+    assert (a & b & narrow) | (a & b) == a & b
+    assert (a & narrow) | wide == wide
+    assert (a | wide) & narrow == narrow
+
+
+def test_what_is_written_differently_and_is_the_same_compares_equal() -> None:
+    assert Causal() & SlidingWindow(left=3) == SlidingWindow.causal(4)
+    assert Chunked(size=4) & Causal() == Causal() & Chunked(size=4) & Full()
+    assert hash(Chunked(size=4) & Causal()) == hash(Causal() & Chunked(size=4))
+    assert BigBird(num_random=0, num_global=0, radius=2) == SlidingWindow.symmetric(2)
+    assert Causal() & Chunked(size=4) != Causal() | Chunked(size=4)
+
+
+def test_parts_lie_flat_and_sorted() -> None:
+    pattern = (Global(first=1) | Chunked(size=2)) | (Causal() | Global(first=3))
+    assert pattern.parts == (Causal(), Chunked(size=2), Global(first=3))
+    nested = (Causal() & Chunked(size=2)) | Global(first=1)
+    assert repr(nested) == "(Causal() & Chunked(size=2)) | Global(first=1)"
