@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,22 @@ def test_attend_is_one_graph(choices: dict[str, Any]) -> None:
 
 def test_a_latent_is_one_graph() -> None:
     check_compiled({"position": ph.Rotary(), "pattern": ph.Causal()}, "mla", "aot_eager")
+
+
+@pytest.mark.parametrize("kernel", ["dense", "plain"])
+def test_nothing_of_a_masked_key_reaches_a_row_of_compiled_code(kernel: str) -> None:
+    """Compiled code cannot look whether a result is finite, so what is masked must be blanked before."""
+    mask = np.array([[True, False, True, True, True]] * 2)
+    inputs = Inputs.draw(spec("gqa"), 1).giving(key_mask=mask)
+    tensors = inputs.tensors(torch.float64)
+    for name in ("key", "value"):
+        tensors[name][:, :, 1] = torch.nan
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def run(tensors: dict[str, torch.Tensor], key_mask: torch.Tensor) -> torch.Tensor:
+        return ph.attend(**tensors, spec=inputs.spec, key_mask=key_mask, kernel=kernel)
+
+    assert_close(run(tensors, torch.tensor(mask)), inputs.oracle(), torch.float64)
 
 
 @pytest.mark.slow

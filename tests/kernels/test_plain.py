@@ -37,7 +37,8 @@ def test_a_row_without_a_key_is_zeros_and_gradients_stay_finite(choices: dict[st
     assert (output[1] == 0).all()
     assert (weights[1] == 0).all()
     assert (output[0] != 0).any()
-    (output.sum() + weights.sum()).backward()
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either, that a later step would hide
+        (output.sum() + weights.sum()).backward()
     for name, leaf in leaves.items():
         assert leaf.grad.isfinite().all(), name
         if leaf.dim() == 4:
@@ -64,12 +65,14 @@ def test_empty_and_single_sequences(choices: dict[str, Any], storage: str, batch
 
 
 @pytest.mark.parametrize("feature_map", ["elu+1", "relu", "softplus"])
-def test_linear_features_equal_the_oracle_s_with_gradients_at_zero_sums(feature_map: str) -> None:
-    """With relu a row's denominator can be 0: it gives zeros, and its gradient is finite."""
-    inputs = Inputs.draw(spec("gqa", weighting=ph.Linear(feature_map=feature_map)), 2)
-    query = inputs.learned["query"].copy()
-    query[0] = -np.abs(query[0])
-    inputs = inputs.changing(query=query)
+@pytest.mark.parametrize("position", [ph.NoPosition(), ph.Rotary()], ids=repr)
+def test_a_linear_row_whose_features_sum_to_zero_gives_zeros(feature_map: str, position: Any) -> None:
+    """With relu the features of query and keys may have no width in common, though RoPE would turn them together."""
+    inputs = Inputs.draw(spec("gqa", weighting=ph.Linear(feature_map=feature_map), position=position), 2)
+    apart = {name: inputs.learned[name].copy() for name in ("query", "key")}
+    for side, array in zip((1.0, -1.0), apart.values(), strict=True):
+        array[0] = np.abs(array[0]) * np.repeat([side, -side], 4)
+    inputs = inputs.changing(**apart)
     leaves = inputs.tensors(torch.float64, requires_grad=True)
     output = inputs.attend(leaves)
     assert_close(output, inputs.oracle(), torch.float64)

@@ -101,7 +101,7 @@ def test_nan_reaches_the_rows_that_may_see_it_and_no_other(
 @pytest.mark.parametrize("storage", ["gqa", "mla"])
 @pytest.mark.parametrize("kernel", ["auto", "plain"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nothing_of_a_masked_key_reaches_any_row(weighting: Any, storage: str, kernel: str, bad: float) -> None:
+def test_nothing_of_a_masked_key_reaches_row_or_gradient(weighting: Any, storage: str, kernel: str, bad: float) -> None:
     clean = Inputs.draw(spec(storage, weighting=weighting, position=ph.Rotary()), 4, q_len=LENGTH, kv_len=LENGTH)
     mask = np.ones((2, LENGTH), dtype=bool)
     mask[0, [2, 5]] = False
@@ -110,6 +110,15 @@ def test_nothing_of_a_masked_key_reaches_any_row(weighting: Any, storage: str, k
     for array in planted.values():
         array[0, :, [2, 5]] = bad
     assert_close(clean.changing(**planted).attend(torch.float64, kernel=kernel), clean.oracle(), torch.float64)
+    ours, theirs = (gradients(inputs, kernel) for inputs in (clean.changing(**planted), clean))
+    for name, gradient in ours.items():
+        assert_close(gradient, theirs[name], torch.float64, what=f"gradient of {name}")
+
+
+def gradients(inputs: Inputs, kernel: str) -> dict[str, torch.Tensor]:
+    leaves = inputs.tensors(torch.float64, requires_grad=True)
+    inputs.attend(leaves, kernel=kernel).square().sum().backward()
+    return {name: leaf.grad for name, leaf in leaves.items()}
 
 
 @by_weighting

@@ -32,7 +32,7 @@ def products(inputs: Inputs, query: int = 0, key: int = 0) -> Array:
     return head(inputs, "query", query) @ head(inputs, "key", key).T / math.sqrt(8)
 
 
-I, J = np.meshgrid(np.arange(LENGTH), np.arange(LENGTH), indexing="ij")  # noqa: E741
+DISTANCE = np.arange(LENGTH)[None, :] - np.arange(LENGTH)[:, None]  # key - query
 
 
 def check(inputs: Inputs, weights: Array, *, output: Array | None = None, at: int = 0) -> None:
@@ -56,13 +56,13 @@ def test_groups_share_keys_and_values() -> None:
 
 def test_causal_weights_are_zero_ahead() -> None:
     inputs = draw(pattern=ph.Causal())
-    check(inputs, softmax(np.where(J <= I, products(inputs), -np.inf)))
+    check(inputs, softmax(np.where(DISTANCE <= 0, products(inputs), -np.inf)))
 
 
 def test_order_of_scale_softcap_and_bias() -> None:
     inputs = draw(position=ph.Alibi(slopes=(0.5, 1.0, 2.0, 4.0)), weighting=ph.Softmax(scale=0.3, softcap=1.5))
     raw = head(inputs, "query", 0) @ head(inputs, "key", 0).T
-    check(inputs, softmax(1.5 * np.tanh(0.3 * raw / 1.5) - 0.5 * np.abs(I - J)))
+    check(inputs, softmax(1.5 * np.tanh(0.3 * raw / 1.5) - 0.5 * np.abs(DISTANCE)))
 
 
 def test_a_sink_takes_part_of_each_row() -> None:
@@ -74,18 +74,14 @@ def test_a_sink_takes_part_of_each_row() -> None:
 
 def test_a_table_adds_its_head_s_number() -> None:
     inputs = draw(position=ph.RelativeBias.clipped(max_distance=2))
-    bias = inputs.learned["bias_table"][np.clip(J - I, -2, 2) + 2, 1]
-    check(
-        inputs,
-        softmax(products(inputs, 1, 1) + bias),
-        output=softmax(products(inputs, 1, 1) + bias) @ head(inputs, "value", 1),
-        at=1,
-    )
+    bias = inputs.learned["bias_table"][np.clip(DISTANCE, -2, 2) + 2, 1]
+    weights = softmax(products(inputs, 1, 1) + bias)
+    check(inputs, weights, output=weights @ head(inputs, "value", 1), at=1)
 
 
 def test_shaw_s_vectors_join_keys_and_values() -> None:
     inputs = draw(position=ph.RelativeBias.shaw(max_distance=2))
-    entry = np.clip(J - I, -2, 2) + 2
+    entry = np.clip(DISTANCE, -2, 2) + 2
     keys = head(inputs, "key", 0)[None] + inputs.learned["relative_keys"][entry]
     weights = softmax((head(inputs, "query", 0)[:, None] * keys).sum(-1) / math.sqrt(8))
     values = head(inputs, "value", 0)[None] + inputs.learned["relative_values"][entry]
@@ -111,7 +107,7 @@ def test_rope_is_the_paper_s_block_diagonal_matrix() -> None:
 def test_linear_is_a_ratio_of_feature_products() -> None:
     inputs = draw(weighting=ph.Linear(), pattern=ph.Causal())
     query, key = (np.where(x > 0, x + 1, np.exp(x)) for x in (head(inputs, "query", 0), head(inputs, "key", 0)))
-    similar = np.where(J <= I, query @ key.T, 0.0)
+    similar = np.where(DISTANCE <= 0, query @ key.T, 0.0)
     check(inputs, similar / similar.sum(-1, keepdims=True))
 
 
@@ -119,7 +115,7 @@ def test_linear_with_rope_turns_the_numerator_alone() -> None:
     inputs = draw(weighting=ph.Linear(feature_map="softplus"), position=ph.Rotary(theta=30.0))
     query, key = (np.log1p(np.exp(x)) for x in (head(inputs, "query", 0), head(inputs, "key", 0)))
     frequencies = 30.0 ** -(np.arange(0, 8, 2) / 8)
-    angles = (J - I)[..., None] * frequencies  # the score of a pair turned by its distance, as complex numbers
+    angles = DISTANCE[..., None] * frequencies  # the score of a pair turned by its distance, as complex numbers
     planes = [x[:, :4] + 1j * x[:, 4:] for x in (query, key)]
     numerator = (planes[0][:, None].conj() * planes[1][None] * np.exp(1j * angles)).real.sum(-1)
     check(inputs, numerator / (query @ key.T).sum(-1, keepdims=True))
@@ -195,6 +191,11 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"value": ARRAY[:, :, :4]}, r"value has shape \[1, 4, 4, 8\], which fits neither query's batch nor key's"),
     ({}, {"key": np.zeros((2, 4, LENGTH, 8))}, r"key has shape \[2, 4, 5, 8\], which fits neither query's batch"),
     ({}, {"params": {"sinks": np.zeros(4)}}, "params has 'sinks', which this spec does not; it has none"),
+    ({}, {"query_positions": [0, 1]}, r"query_positions has shape \[2\]; give \[5\] or \[1, 5\]"),
+    ({}, {"key_positions": np.zeros((2, 5))}, r"key_positions has shape \[2, 5\]; give \[5\] or \[1, 5\]"),
+    ({}, {"key_mask": [True] * 5}, r"key_mask has shape \[5\]; give \[1, 5\]"),
+    ({}, {"segments": [[0] * 4]}, r"segments has shape \[1, 4\]; give \[1, 5\]"),
+    ({}, {"segments": [[0] * 5], "query": ARRAY[:, :, :3]}, r"segments has shape \[1, 5\]; give \[1, 3\]"),
     (SINK, {}, r"params lacks 'sinks' of shape \[4\], which this spec learns"),
     (SINK, {"params": {"sinks": np.zeros(3)}}, r"params\['sinks'\] has shape \[3\]; the spec needs \[4\]"),
 ]

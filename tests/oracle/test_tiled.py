@@ -57,6 +57,20 @@ def test_a_later_tile_may_be_far_larger_or_smaller(scale: float) -> None:
     assert_close(tiled(inputs, 2), inputs.oracle(), "float64")
 
 
+def test_a_tile_holds_a_key() -> None:
+    with pytest.raises(ph.SpecError, match="tile=0 is not allowed; give a whole number of at least 1"):
+        tiled(Inputs.draw(spec(), 0), 0)
+
+
+def test_a_mistake_is_named_as_the_oracle_names_it() -> None:
+    inputs = Inputs.draw(spec(weighting=ph.Softmax(sink=True)), 0)
+    without = {name: array for name, array in inputs.learned.items() if name != "sinks"}
+    with pytest.raises(ph.ShapeError, match="params lacks 'sinks'"):
+        tiled(Inputs(inputs.spec, without), 2)
+    with pytest.raises(ph.ShapeError, match="query has shape"):
+        tiled(inputs.changing(query=np.zeros((2, 3, 5, 8))), 2)
+
+
 def test_without_keys_there_is_nothing() -> None:
     inputs = Inputs.draw(spec(), 2, q_len=2, kv_len=0)
     assert not tiled(inputs, 2).any()
