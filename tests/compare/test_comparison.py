@@ -314,3 +314,18 @@ def test_notebooks_get_a_picture_a_table_and_a_text(example: ph.AttentionCompari
 def test_what_is_too_long_for_a_picture_is_a_table_in_notebooks() -> None:
     comparison = ph.AttentionComparison(*np.random.default_rng(0).normal(size=(3, 129, 2)))
     assert comparison._repr_mimebundle_()["text/html"] == comparison.table().to_html()
+
+
+# --- a table of some ------------------------------------------------------------------------------
+
+
+def test_a_table_of_some_runs_no_others() -> None:
+    comparison = ph.AttentionComparison()
+    table = comparison.table("mat", names=["GQA", 3])
+    assert [row.name for row in table] == ["causal", "gqa"]  # in the textbook's order
+    assert set(comparison._results) == {"scaled-dot-product", "causal", "gqa"}  # the baseline is what they differ from
+
+
+def test_what_is_named_and_cannot_run_is_an_error_and_not_left_out() -> None:
+    with pytest.raises(ph.UnsupportedError, match="needs a second sequence"):
+        ph.AttentionComparison(*ONE).table(names=["cross"])

@@ -71,11 +71,8 @@ def command(**options: Any) -> None:
         check_plot(options["plot"])  # before a model is read for minutes
     comparison = _comparison(options)
     _add_specs(comparison, options["specs"])
-    token = options["token"]
-    table = comparison.table(token)
-    if options["names"]:
-        kept = [comparison.run(name, token).name for name in options["names"]]  # raises where one cannot run
-        table = _only(table, [*kept, *(path.stem for path in options["specs"])])
+    named = [*options["names"], *(path.stem for path in options["specs"])] if options["names"] else None
+    table = comparison.table(options["token"], names=named)
     if options["plot"]:
         from polyhead.compare.plot import draw
 
@@ -154,12 +151,6 @@ def _add_specs(comparison: AttentionComparison, paths: tuple[Path, ...]) -> None
 
     for path in paths:
         comparison.add(path.stem, read_spec_file(path))
-
-
-def _only(table: Table, names: list[str]) -> Table:
-    import dataclasses
-
-    return dataclasses.replace(table, rows=tuple(row for row in table if row.name in names), absent={})
 
 
 def _print(out: Console, comparison: AttentionComparison, table: Table) -> None:

@@ -225,33 +225,38 @@ class AttentionComparison:
             UnknownNameError: If there is no such mechanism or token.
             PolyheadError: If this input cannot take the mechanism; the message says why.
         """
-        entry = None if name in self._added else mechanism(name)
-        return self._row(entry.name if entry else str(name), self._token(token))
+        return self._row(self._known(name), self._token(token))
 
-    def table(self, token: str | int | None = None) -> Table:
-        """Run everything and return one token's rows.
+    def table(self, token: str | int | None = None, *, names: Iterable[str | int] | None = None) -> Table:
+        """Run everything, or what is named, and return one token's rows.
 
         Args:
             token: The token. None: the example's "cat", elsewhere the last one.
+            names: Mechanisms and added combinations to run, as in `run`. None: all of them.
 
         Returns:
-            The table; what this input cannot take is listed in ``absent`` with its reason.
+            The table, in the textbook's order. Without ``names``, what this input cannot take is listed in
+            ``absent`` with its reason.
+
+        Raises:
+            UnknownNameError: If there is no such token, or nothing of a name.
+            PolyheadError: If this input cannot take what is named; the message says why.
         """
         position = self._token(token)
+        wanted = None if names is None else {self._known(name) for name in names}
         rows: list[Row] = []
         absent: dict[str, str] = {}
         for name in [*(entry.name for entry in mechanisms()), *self._added]:
+            if wanted is not None and name not in wanted:
+                continue
             try:
                 rows.append(self._row(name, position))
             except (SpecError, ShapeError, UnsupportedError) as error:
+                if wanted is not None:
+                    raise
                 absent[name] = str(error)
-        return Table(
-            token=self.tokens[position],
-            position=position,
-            rows=tuple(rows),
-            absent=absent,
-            title=self.title if len(self.inputs.query) == 1 else f"{self.title}, head {self.head}",
-        )
+        title = self.title if self._is_single else f"{self.title}, head {self.head}"
+        return Table(token=self.tokens[position], position=position, rows=tuple(rows), absent=absent, title=title)
 
     def differences(self, token: str | int | None = None) -> list[Difference]:
         """Return how every pair of mechanisms differs for a token, and where it does not, why it should not."""
@@ -259,7 +264,7 @@ class AttentionComparison:
 
     def result(self, name: str | int) -> Result:
         """Return one mechanism's whole result: all heads, all tokens."""
-        known = str(name) if name in self._results else mechanism(name).name
+        known = self._known(name)
         if known not in self._results:
             entry = mechanism(known)
             fitted = fit_mechanism(entry, self.inputs, self.settings)
@@ -296,9 +301,16 @@ class AttentionComparison:
         return {"text/plain": table.to_markdown(), "text/html": embedded(table) + table.to_html()}
 
     def _token(self, token: str | int | None) -> int:
-        if token is None:
-            token = "cat" if self.title == "shared example" else -1
-        return self.position(token)
+        return self.position(self.inputs.token if token is None else token)
+
+    def _known(self, name: str | int) -> str:
+        """Return the name that a mechanism, by whatever name or number, or an added combination goes by here."""
+        return str(name) if name in self._added else mechanism(name).name
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether the input is one head, which mechanisms may split, and not several of which one is shown."""
+        return len(self.inputs.query) == 1
 
     def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
         return Result(fitted, *engines.run(fitted, self.engine, tile))
@@ -309,7 +321,6 @@ class AttentionComparison:
         baseline = self._view(self.result("scaled-dot-product").output, position)
         output = self._view(result.output, position)
         weights = result.weights[:, position]
-        single = len(self.inputs.query) == 1
         is_own = result.fitted.spec == self.inputs.own and not result.fitted.is_cross
         already = "what the model has" if is_own and entry and entry.changes not in {"nothing", "computation"} else ""
         return Row(
@@ -319,7 +330,7 @@ class AttentionComparison:
             changes=entry.changes if entry else "combination",
             spec=result.fitted.spec,
             output=output,
-            weights=weights.mean(axis=0) if single else weights[self.head],
+            weights=weights.mean(axis=0) if self._is_single else weights[self.head],
             key_tokens=result.fitted.key_tokens,
             distance=float(np.linalg.norm(output - baseline)),
             is_own=is_own,
@@ -329,4 +340,4 @@ class AttentionComparison:
     def _view(self, output: Array, position: int) -> Array:
         """Return a token's output: all heads side by side where one was split, else the chosen head's."""
         rows = output[:, position]
-        return rows.reshape(-1) if len(self.inputs.query) == 1 else rows[self.head]
+        return rows.reshape(-1) if self._is_single else rows[self.head]

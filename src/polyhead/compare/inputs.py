@@ -53,6 +53,7 @@ class Inputs:
         latent: W_down ``[width, rank]`` and W_up ``[rank, width]`` of #15, or None for an SVD.
         own: The own mechanism of the model that they come from, or None where they come from none. The base is
             the same, unless the textbook's form was asked for.
+        token: The token, or its position, whose row is shown where none is asked for.
     """
 
     tokens: tuple[str, ...]
@@ -63,6 +64,7 @@ class Inputs:
     cross: Cross | None = None
     latent: tuple[Array, Array] | None = None
     own: AttentionSpec | None = None
+    token: str | int = -1
 
 
 class Fitted(NamedTuple):
@@ -103,6 +105,7 @@ def example_inputs() -> Inputs:
         base=EXAMPLE.base,
         cross=Cross(cross_query, key, value, EXAMPLE.tokens),
         latent=(np.array(EXAMPLE.latent_down), np.array(EXAMPLE.latent_up)),
+        token=EXAMPLE.token,
     )
 
 
@@ -183,9 +186,7 @@ def fit_mechanism(mechanism: Mechanism, inputs: Inputs, settings: Settings) -> F
     if mechanism.is_cross:
         if inputs.cross is None:
             raise UnsupportedError("cross-attention needs a second sequence: give cross_query, or a second text")
-        source = dataclasses.replace(
-            inputs, query=inputs.cross.query, key=inputs.cross.key, value=inputs.cross.value, latent=None
-        )
+        source = dataclasses.replace(inputs, query=inputs.cross.query, key=inputs.cross.key, value=inputs.cross.value)
         key_tokens = inputs.cross.key_tokens
     settings = dataclasses.replace(settings, max_distance=max(len(inputs.tokens), len(key_tokens)) - 1)
     if mechanism.inputs == "latent" and settings.latent_rank is None:
