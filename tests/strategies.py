@@ -168,14 +168,19 @@ def specs() -> st.SearchStrategy[AttentionSpec]:
     return choices().map(legal)
 
 
-def layers() -> st.SearchStrategy[LayerSpec]:
-    return st.builds(
-        LayerSpec,
-        attention=specs(),
-        embed_dim=sizes,
-        source=st.sampled_from(["self", "cross"]),
-        qkv_bias=st.booleans(),
-        out_bias=st.booleans(),
-        qk_norm=st.booleans(),
-        norm_eps=positive,
+@st.composite
+def layers(draw: st.DrawFn, attention: st.SearchStrategy[AttentionSpec] | None = None) -> LayerSpec:
+    spec = draw(specs() if attention is None else attention)
+    source = draw(st.sampled_from(["self", "cross"]))
+    is_latent = isinstance(spec.storage, Latent)
+    return LayerSpec(
+        attention=spec,
+        embed_dim=draw(sizes),
+        source=source,
+        context_dim=draw(_maybe(sizes)) if source == "cross" else None,
+        qkv_bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        qk_norm=not is_latent and draw(st.booleans()),
+        latent_norm=draw(_maybe(st.booleans())) if is_latent else None,
+        norm_eps=draw(positive),
     )

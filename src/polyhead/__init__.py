@@ -21,8 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyhead import oracle as oracle
-    from polyhead.attention import attend as attend, explain as explain
+    from polyhead import cache as cache, oracle as oracle
+    from polyhead.attention import Attention as Attention, attend as attend, explain as explain
     from polyhead.catalog import (
         EXAMPLE as EXAMPLE,
         TEXTBOOK as TEXTBOOK,
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "polyhead": ("oracle",),
-    "polyhead.attention": ("attend", "explain"),
+    "polyhead": ("cache", "oracle"),
+    "polyhead.attention": ("Attention", "attend", "explain"),
     "polyhead.catalog": ("EXAMPLE", "TEXTBOOK", "Mechanism", "Settings", "mechanism", "mechanisms"),
     "polyhead.compare": ("AttentionComparison",),
     "polyhead.errors": (
@@ -125,12 +125,14 @@ def __getattr__(name: str) -> Any:
         return version("polyhead")
     for home, names in _HOME.items():
         if name in names:
-            return importlib.import_module(f"{home}.{name}") if home == "polyhead" else _member(home, name)
+            return _member(home, name)
     raise AttributeError(f"module 'polyhead' has no attribute {name!r}")
 
 
 def _member(home: str, name: str) -> Any:
     try:
+        if home == "polyhead":  # a module, not something in one
+            return importlib.import_module(f"{home}.{name}")
         return getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "jaxtyping"}:

@@ -98,7 +98,7 @@ def write_file(path: Path, text: str) -> None:
     if str(path) == "-":
         click.echo(text, nl=not text.endswith("\n"))
         return
-    from polyhead.compare.write import write_whole
+    from polyhead.files import write_whole
 
     write_whole(path, text.encode())
 

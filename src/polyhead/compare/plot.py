@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from polyhead.compare.table import Row, Table
-from polyhead.compare.write import write_whole
 from polyhead.errors import MissingExtraError, ShapeError, UnsupportedError, require_extra
+from polyhead.files import write_whole
 
 MAX_TOKENS = 128
 """Most key tokens that a picture can show one column each."""

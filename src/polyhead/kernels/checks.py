@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ def checked_call(
     spec: AttentionSpec,
     *,
     params: Mapping[str, Tensor],
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-    key_mask: Tensor | None,
-    segments: Tensor | None,
-    dropout_p: float,
-    return_weights: bool,
+    query_positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    segments: Tensor | None = None,
+    lengths: Sequence[int] | Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
 ) -> Call:
     """Check what `polyhead.attend` was given and return it as a call, positions filled in and autocast applied.
 
@@ -35,6 +36,7 @@ def checked_call(
         key_positions: As in `polyhead.attend`.
         key_mask: As in `polyhead.attend`.
         segments: As in `polyhead.attend`.
+        lengths: As in `polyhead.attend`.
         dropout_p: Probability of dropping a weight.
         return_weights: Whether the weights are asked for.
 
@@ -60,7 +62,7 @@ def checked_call(
         aligned=query_positions is None and key_positions is None,
         key_mask=key_mask is not None,
         segments=segments is not None,
-        dropout=_check_dropout(dropout_p) > 0.0,
+        dropout=check_dropout(dropout_p) > 0.0,
         weights=return_weights,
     )
     return Call(
@@ -74,7 +76,45 @@ def checked_call(
         key_mask=_check_mask(key_mask, key),
         segments=_check_segments(segments, case, query),
         dropout_p=dropout_p,
+        lengths=None if lengths is None else check_lengths(lengths, query.shape[0], q_len),
     )
+
+
+def check_lengths(lengths: Sequence[int] | Tensor, batch: int, tokens: int) -> tuple[int, ...]:
+    """Check how many of a call's tokens each sequence has.
+
+    Args:
+        lengths: One whole number for each sequence.
+        batch: Number of sequences.
+        tokens: Number of tokens, padding included.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ShapeError: If they are not one for each sequence, from 0 to ``tokens``.
+    """
+    given = lengths.tolist() if hasattr(lengths, "tolist") else list(lengths)
+    if not isinstance(given, list) or len(given) != batch:
+        raise ShapeError(f"lengths={given} is not one number for each of {batch} sequences")
+    for length in given:
+        if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= tokens:
+            raise ShapeError(f"lengths={given}: {length!r} is not a whole number from 0 to {tokens}, the tokens given")
+    return tuple(given)
+
+
+def check_tokens(name: str, x: Tensor, width: int) -> None:
+    """Raise ShapeError unless ``x`` is ``[batch, tokens, width]``."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} is a {type(x).__name__}; give a torch.Tensor")
+    if x.dim() != 3 or x.shape[-1] != width:
+        raise ShapeError(f"{name} has shape {list(x.shape)}; give [batch, tokens, {width}]")
+
+
+def real_tokens(x: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
+    """Return which tokens of ``x [batch, tokens, ...]`` are no padding at the right, ``[batch, tokens]``."""
+    given = torch.tensor(check_lengths(lengths, x.shape[0], x.shape[1]), device=x.device)
+    return torch.arange(x.shape[1], device=x.device) < given[:, None]
 
 
 def _check_inputs(inputs: Mapping[str, Any], spec: AttentionSpec) -> None:
@@ -95,13 +135,15 @@ def _check_inputs(inputs: Mapping[str, Any], spec: AttentionSpec) -> None:
             raise ShapeError(f"{name} has dtype {tensor.dtype}; give a floating dtype")
 
 
-def _as_autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Cast as autocast would, if it is on; it leaves float64 alone."""
-    device = tensors["query"].device.type
+def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """Return what autocast makes of a dtype: its own if it is on, but for float64, which it leaves alone."""
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return {name: x if x.dtype == torch.float64 else x.to(dtype) for name, x in tensors.items()}
+        return dtype
+    return dtype if dtype == torch.float64 else torch.get_autocast_dtype(device)
+
+
+def _as_autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.to(autocast_dtype(x.device.type, x.dtype)) for name, x in tensors.items()}
 
 
 def _check_together(tensors: Mapping[str, Tensor]) -> None:
@@ -119,7 +161,8 @@ def _check_together(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check_dropout(dropout_p: float) -> float:
+def check_dropout(dropout_p: float) -> float:
+    """Return a probability below 1, or raise ShapeError."""
     if not 0.0 <= dropout_p < 1.0:
         raise ShapeError(f"dropout_p={dropout_p} is not a probability below 1; give 0 ≤ dropout_p < 1")
     return dropout_p

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from polyhead.position import rotary
 from polyhead.spec import AttentionSpec, Latent, Linear, Rotary
 from polyhead.storage import grouped, latent
 
@@ -29,6 +30,7 @@ class Case:
         segments: Whether sequences are packed.
         dropout: Whether weights are dropped at random.
         weights: Whether the weights are to be returned.
+        state: Whether the past is there as sums alone, of a cache for linear weighting.
     """
 
     spec: AttentionSpec
@@ -42,6 +44,7 @@ class Case:
     segments: bool = False
     dropout: bool = False
     weights: bool = False
+    state: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Call:
 
     Attributes:
         case: The case.
-        query: ``[batch, num_heads · maps, q_len, width]``, already rotated unless ``rotates_in_kernel``.
+        query: ``[batch, num_heads · maps, q_len, width]``; `prepared`: rotated unless ``rotates_in_kernel``.
         key: ``[batch, num_kv_heads · maps, kv_len, width]``, likewise; with `Latent` the stored rows.
         value: ``[batch, num_kv_heads, kv_len, v_head_dim]``; None with `Latent`.
         params: The learned tensors, in the compute dtype.
@@ -59,6 +62,9 @@ class Call:
         key_mask: ``[batch, kv_len]``, True may be attended, or None. Masked keys and values are already zero.
         segments: ``[batch, len]`` or None.
         dropout_p: Probability of dropping a weight.
+        lengths: How many of the new tokens each sequence has, which a cache reads. None: all.
+        state: Sums over keys that came before, ``Σ φ(k) vᵀ`` (its keys rotated) and ``Σ φ(k)``:
+            ``[batch, num_kv_heads, width, v_head_dim]`` and ``[batch, num_kv_heads, width]``. None: there are none.
     """
 
     case: Case
@@ -71,6 +77,8 @@ class Call:
     key_mask: Tensor | None = None
     segments: Tensor | None = None
     dropout_p: float = 0.0
+    lengths: tuple[int, ...] | None = None
+    state: tuple[Tensor, Tensor] | None = None
 
 
 class Kernel(NamedTuple):
@@ -82,12 +90,14 @@ class Kernel(NamedTuple):
         refuse: Returns why a case is not this kernel's, or None.
         run: Computes output ``[batch, num_heads, q_len, v_head_dim]`` in the query's dtype, and the weights
             ``[batch, num_heads, q_len, kv_len]`` in the compute dtype or None.
+        pass_over: Returns why ``auto`` leaves a case that this kernel could run to a later one, or None.
     """
 
     name: str
     summary: str
     refuse: Callable[[Case], str | None]
     run: Callable[[Call], tuple[Tensor, Tensor | None]]
+    pass_over: Callable[[Case], str | None] = lambda case: None
 
 
 def rotates_in_kernel(spec: AttentionSpec) -> bool:
@@ -98,6 +108,24 @@ def rotates_in_kernel(spec: AttentionSpec) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that sums are made in: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def prepared(call: Call) -> Call:
+    """Blank masked keys and values, and rotate queries and keys where that can be done before the kernel.
+
+    Nothing of a masked token can reach a row or a gradient then. A cache holds keys and values in this form.
+    """
+    spec, key, value = call.case.spec, call.key, call.value
+    if call.key_mask is not None:
+        masked = ~call.key_mask[:, None, :, None]
+        key = key.masked_fill(masked, 0.0)
+        value = None if value is None else value.masked_fill(masked, 0.0)
+    query = call.query
+    if isinstance(spec.position, Rotary) and not rotates_in_kernel(spec):
+        latent_width = spec.storage.kv_lora_rank if isinstance(spec.storage, Latent) else 0
+        query = rotary.rotate(query, call.query_positions, spec, start=spec.rotary_offset)
+        key = rotary.rotate(key, call.key_positions, spec, start=latent_width)
+    return dataclasses.replace(call, query=query, key=key, value=value)
 
 
 def keys_and_values(call: Call) -> tuple[Tensor, Tensor]:
@@ -125,10 +153,9 @@ def allowed_pairs(call: Call) -> Tensor:
 
 
 def confined(
-    run: Callable[[Tensor, Tensor], Tensor],
-    key: Tensor,
-    value: Tensor,
-    spec: AttentionSpec,
+    run: Callable[..., Tensor],
+    tensors: tuple[Tensor, ...],
+    bad: Callable[[], Tensor],
     allowed: Callable[[], Tensor],
 ) -> Tensor:
     """Run attention, and keep what is not finite from rows that may not see it.
@@ -138,20 +165,25 @@ def confined(
     stand-ins, and gets NaN where something not finite may be seen.
 
     Args:
-        run: Computes the output ``[batch, num_heads, q_len, v_head_dim]`` from keys and values.
-        key: ``[batch, num_kv_heads · maps, kv_len, width]``.
-        value: ``[batch, num_kv_heads, kv_len, v_head_dim]``.
-        spec: The mechanism.
-        allowed: Returns ``[batch or 1, num_heads or 1, q_len, kv_len]``; called only where it is needed.
+        run: Computes the output ``[batch, num_heads, q_len, v_head_dim]`` from the tensors.
+        tensors: Keys and values, or the rows that both come from.
+        bad: Returns where a value, or the key that brings it, is not finite:
+            ``[batch, num_heads or 1, kv_len, v_head_dim or 1]``; called only where it is needed.
+        allowed: Returns ``[batch or 1, num_heads or 1, q_len, kv_len]``; likewise.
 
     Returns:
         The output, clean where it must be.
     """
-    output = run(key, value)
+    output = run(*tensors)
     if output.is_meta or torch.compiler.is_compiling() or torch.isfinite(output.detach().sum()):
         return output
-    bad_key, bad_value = ~torch.isfinite(key).all(dim=-1, keepdim=True), ~torch.isfinite(value)
-    output = run(key.masked_fill(bad_key, 0.0), value.masked_fill(bad_value, 0.0))
-    bad = bad_value | grouped.keys_by_map(bad_key, spec).any(dim=1)
-    seen = allowed().to(value.dtype) @ bad.to(value.dtype).repeat_interleave(spec.group_size, dim=1)
+    output = run(*(x.masked_fill(~torch.isfinite(x), 0.0) for x in tensors))
+    seen = allowed().to(output.dtype) @ bad().to(output.dtype)
     return output.masked_fill(seen > 0, torch.nan)
+
+
+def not_finite(key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+    """Return where a value, or its key, is not finite: ``[batch, num_heads, kv_len, v_head_dim]``."""
+    bad_key = ~torch.isfinite(key).all(dim=-1, keepdim=True)
+    bad = ~torch.isfinite(value) | grouped.keys_by_map(bad_key, spec).any(dim=1)
+    return bad.repeat_interleave(spec.group_size, dim=1)

@@ -7,7 +7,16 @@ import functools
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, confined, keys_and_values, rotates_in_kernel
+from polyhead.kernels.common import (
+    Call,
+    Case,
+    Kernel,
+    allowed_pairs,
+    confined,
+    keys_and_values,
+    not_finite,
+    rotates_in_kernel,
+)
 from polyhead.spec import Alibi, Causal, Full, RelativeBias, Softmax
 
 
@@ -39,9 +48,10 @@ def run(call: Call) -> tuple[Tensor, None]:
     key, value = keys_and_values(call)
     if _sees_everything(case):
         return _sdpa(call, key, value), None
+    bad = functools.partial(not_finite, key, value, spec)
     if spec.pattern == Causal() and _is_square(case):
         causal = functools.partial(_sdpa, call, is_causal=True)
-        return confined(causal, key, value, spec, lambda: allowed_pairs(call)), None
+        return confined(causal, (key, value), bad, lambda: allowed_pairs(call)), None
     allowed = allowed_pairs(call)
     blind = ~allowed.any(dim=-1, keepdim=True)
     mask = allowed | blind  # what SDPA gives a row without keys depends on its backend: let it see all, then zero it
@@ -49,7 +59,7 @@ def run(call: Call) -> tuple[Tensor, None]:
     def masked(key: Tensor, value: Tensor) -> Tensor:
         return _sdpa(call, key, value, mask=mask).masked_fill(blind, 0.0)
 
-    return confined(masked, key, value, spec, lambda: allowed), None
+    return confined(masked, (key, value), bad, lambda: allowed), None
 
 
 def _sdpa(call: Call, key: Tensor, value: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

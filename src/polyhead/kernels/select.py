@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from polyhead.errors import UnsupportedError, unknown_name
-from polyhead.kernels import dense, plain
+from polyhead.kernels import absorbed, dense, linear, plain
 from polyhead.kernels.common import Case, Kernel
 
-KERNELS: tuple[Kernel, ...] = (dense.KERNEL, plain.KERNEL)
-"""Every kernel, the preferred first. All of them compute the same function; the last takes every legal case."""
+KERNELS: tuple[Kernel, ...] = (linear.KERNEL, absorbed.KERNEL, dense.KERNEL, plain.KERNEL)
+"""Every kernel, the preferred first. All of them compute the same function; what the others refuse, the last takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,11 @@ def choose(case: Case, kernel: str = "auto") -> Kernel:
         UnsupportedError: If the kernel asked for does not take the case; it never falls back to another.
     """
     if kernel == "auto":
-        return next(k for k in KERNELS if k.refuse(case) is None)
+        for one in KERNELS:
+            if one.refuse(case) is None and one.pass_over(case) is None:
+                return one
+        reasons = "; ".join(f"{k.name}: {k.refuse(case)}" for k in KERNELS)
+        raise UnsupportedError(f"no kernel runs this ({reasons})")
     named = next((k for k in KERNELS if k.name == kernel), None)
     if named is None:
         raise unknown_name("kernel", kernel, ["auto", *(k.name for k in KERNELS)])
@@ -61,5 +65,5 @@ def explain(case: Case) -> Explanation:
     """Return which kernel `auto` picks for a case, and why not the others."""
     chosen = choose(case)
     passed_over = f"it would run, and auto prefers {chosen.name}"
-    others = {k.name: k.refuse(case) or passed_over for k in KERNELS if k is not chosen}
+    others = {k.name: k.refuse(case) or k.pass_over(case) or passed_over for k in KERNELS if k is not chosen}
     return Explanation(kernel=chosen.name, summary=chosen.summary, others=others)

@@ -1,8 +1,10 @@
 """What is asked for: an attention mechanism as four choices, frozen and written as data. No torch here."""
 
 from polyhead.spec.attention import SCHEMA, AttentionSpec, LayerSpec
+from polyhead.spec.caching import Retention, retention
+from polyhead.spec.combined import AllOf, AnyOf
 from polyhead.spec.links import BigBird, Links, RandomLinks
-from polyhead.spec.pattern import AllOf, AnyOf, Band, Causal, Chunked, Full, Global, Pattern, SlidingWindow
+from polyhead.spec.pattern import Band, Causal, Chunked, Full, Global, Pattern, SlidingWindow
 from polyhead.spec.position import Alibi, NoPosition, Position, RelativeBias, Rotary
 from polyhead.spec.scaling import (
     DynamicNTKScaling,
@@ -44,6 +46,7 @@ __all__ = [
     "Position",
     "RandomLinks",
     "RelativeBias",
+    "Retention",
     "Rotary",
     "Scaling",
     "SlidingWindow",
@@ -51,4 +54,5 @@ __all__ = [
     "Storage",
     "Weighting",
     "YarnScaling",
+    "retention",
 ]

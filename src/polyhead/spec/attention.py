@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 from polyhead.errors import SpecError
-from polyhead.spec import links, pattern, position, scaling, storage, weighting
+from polyhead.spec import combined, links, pattern, position, scaling, storage, weighting
 from polyhead.spec.choice import Choice, as_flag, as_float, as_int, one_of
 from polyhead.spec.pattern import Full, Pattern
 from polyhead.spec.position import NoPosition, Position, RelativeBias, Rotary, ShawBias
@@ -207,18 +207,24 @@ class LayerSpec(Choice):
         attention: The four choices.
         embed_dim: Width of the layer's input and output.
         source: Where keys and values come from: ``"self"``, or ``"cross"`` for another sequence.
-        qkv_bias: Whether the query, key and value projections have a bias.
+        context_dim: Width of that sequence, with ``"cross"`` alone. None: ``embed_dim``.
+        qkv_bias: Whether the query, key and value projections have a bias; with `Latent` those into a latent.
         out_bias: Whether the output projection has one.
-        qk_norm: Whether queries and keys go through an RMS norm per head before position enters.
-        norm_eps: ε of that norm.
+        qk_norm: Whether queries and keys go through an RMS norm per head before position enters; with `Grouped`
+            alone, since a latent's keys are never formed when it decodes.
+        latent_norm: Whether the latents of keys and of queries go through an RMS norm, with `Latent` alone.
+            None: they do.
+        norm_eps: ε of these norms.
     """
 
     attention: AttentionSpec
     embed_dim: int
     source: str = "self"
+    context_dim: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    latent_norm: bool | None = None
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -226,8 +232,82 @@ class LayerSpec(Choice):
             raise SpecError(f"attention={self.attention!r} is not an AttentionSpec")
         self._keep(as_int, "embed_dim", at_least=1)
         one_of("source", self.source, ("self", "cross"))
-        self._keep(as_flag, "qkv_bias", "out_bias", "qk_norm")
+        self._keep(as_int, "context_dim", at_least=1)
+        self._keep(as_flag, "qkv_bias", "out_bias", "qk_norm", "latent_norm")
         self._keep(as_float, "norm_eps", above=0.0)
+        if self.source == "cross":
+            object.__setattr__(self, "context_dim", self.context_dim or self.embed_dim)
+        elif self.context_dim is not None:
+            raise SpecError(f"context_dim={self.context_dim} says nothing with source='self'; use source='cross'")
+        if isinstance(self.attention.storage, Latent):
+            if self.qk_norm:
+                raise SpecError("qk_norm=True needs the keys of every head, which Latent never forms; use latent_norm")
+            object.__setattr__(self, "latent_norm", self.latent_norm is not False)
+        elif self.latent_norm is not None:
+            raise SpecError(f"latent_norm={self.latent_norm} says nothing with Grouped, which has no latent; leave it")
+
+    @classmethod
+    def of(cls, spec: LayerSpec | AttentionSpec, embed_dim: int | None = None) -> LayerSpec:
+        """Return a layer as it is, or one of four choices and a width.
+
+        Args:
+            spec: A layer or an `AttentionSpec`.
+            embed_dim: The width that goes with the latter.
+
+        Returns:
+            The layer.
+
+        Raises:
+            SpecError: If the width is missing, or given twice.
+        """
+        if not isinstance(spec, LayerSpec):
+            if embed_dim is None:
+                raise SpecError("an AttentionSpec says nothing of the layer's width; give embed_dim=, or a LayerSpec")
+            return cls(attention=spec, embed_dim=embed_dim)
+        if embed_dim is not None:
+            raise SpecError(
+                f"embed_dim={embed_dim} is given beside a LayerSpec, which has {spec.embed_dim}; leave it out"
+            )
+        return spec
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every learned tensor of the layer, by the name that it has in the layer's state dict.
+
+        Projections are ``[out, in]``: ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``; with `Latent`
+        ``kv_a_proj`` makes the stored row, and with ``q_lora_rank`` ``q_a_proj`` and ``q_b_proj`` replace
+        ``q_proj``. Norms are ``q_norm`` and ``k_norm``, or ``q_a_norm`` and ``kv_a_norm``. Then come those of
+        `AttentionSpec.parameter_shapes`.
+        """
+        spec, storage = self.attention, self.attention.storage
+        query_width = spec.num_heads * spec.num_maps * spec.qk_head_dim
+        source_dim = self.context_dim or self.embed_dim
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def linear(name: str, out_dim: int, in_dim: int, *, bias: bool) -> None:
+            shapes[f"{name}.weight"] = (out_dim, in_dim)
+            if bias:
+                shapes[f"{name}.bias"] = (out_dim,)
+
+        def norm(name: str, width: int, *, present: bool | None) -> None:
+            if present:
+                shapes[f"{name}.weight"] = (width,)
+
+        if isinstance(storage, Latent) and storage.q_lora_rank is not None:
+            linear("q_a_proj", storage.q_lora_rank, self.embed_dim, bias=self.qkv_bias)
+            norm("q_a_norm", storage.q_lora_rank, present=self.latent_norm)
+            linear("q_b_proj", query_width, storage.q_lora_rank, bias=False)
+        else:
+            linear("q_proj", query_width, self.embed_dim, bias=self.qkv_bias)
+        if isinstance(storage, Latent):
+            linear("kv_a_proj", storage.kv_lora_rank + storage.qk_rope_head_dim, source_dim, bias=self.qkv_bias)
+            norm("kv_a_norm", storage.kv_lora_rank, present=self.latent_norm)
+        else:
+            linear("k_proj", spec.num_kv_heads * spec.num_maps * spec.qk_head_dim, source_dim, bias=self.qkv_bias)
+            linear("v_proj", spec.num_kv_heads * spec.v_head_dim, source_dim, bias=self.qkv_bias)
+            norm("q_norm", spec.qk_head_dim, present=self.qk_norm)
+            norm("k_norm", spec.qk_head_dim, present=self.qk_norm)
+        linear("o_proj", self.embed_dim, spec.num_heads * spec.v_head_dim, bias=self.out_bias)
+        return {**shapes, **spec.parameter_shapes()}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the layer as JSON, with the schema's version."""
@@ -241,8 +321,8 @@ class LayerSpec(Choice):
 
 def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
     """Return how each type name of the JSON form is built."""
-    modules = (storage, position, scaling, pattern, links, weighting)
-    bases = (Choice, scaling.Scaling, RelativeBias, Pattern, pattern.Combined, links.Linked)
+    modules = (storage, position, scaling, pattern, combined, links, weighting)
+    bases = (Choice, scaling.Scaling, RelativeBias, Pattern, combined.Combined, links.Linked)
     named: list[type] = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     kinds: list[type[Choice]] = [kind for kind in named if issubclass(kind, Choice) and kind not in bases]
     kinds += [AttentionSpec, LayerSpec]

@@ -2,18 +2,17 @@
 
 Every reader of a pattern (oracle, kernels, cost, pictures) reads these two methods, so they cannot disagree:
 ``allowed`` answers for each pair, ``key_ranges`` for a block of consecutive queries, without listing its pairs.
-Patterns combine: ``a & b`` allows what both allow, ``a | b`` what either does.
+A third, ``reach``, says what a cache may forget. Patterns combine, see `polyhead.spec.combined`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import Choice, as_int
-from polyhead.spec.ranges import BlockState, KeyRange, band_layout, clip, merge, state_of
+from polyhead.spec.ranges import BlockState, KeyRange, Reach, band_layout, clip, state_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -67,6 +66,11 @@ class Pattern(Choice):
         return False
 
     @property
+    def reach(self) -> Reach:
+        """How far back a query looks: what a cache must keep of a causal pattern. Not bounded, unless overridden."""
+        return Reach(left=None)
+
+    @property
     def per_head(self) -> bool:
         """Whether heads may differ in what they see."""
         return False
@@ -77,9 +81,13 @@ class Pattern(Choice):
         return ()
 
     def __and__(self, other: Pattern) -> Pattern:
+        from polyhead.spec.combined import AllOf  # it builds on this module
+
         return AllOf.of((self, other)) if isinstance(other, Pattern) else NotImplemented
 
     def __or__(self, other: Pattern) -> Pattern:
+        from polyhead.spec.combined import AnyOf
+
         return AnyOf.of((self, other)) if isinstance(other, Pattern) else NotImplemented
 
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:
@@ -145,6 +153,10 @@ class Band(Pattern):
     def is_causal(self) -> bool:  # noqa: D102
         return self.right == 0
 
+    @property
+    def reach(self) -> Reach:  # noqa: D102
+        return Reach(left=self.left)
+
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not isinstance(other, Band):
             return None
@@ -207,6 +219,10 @@ class Chunked(Pattern):
     def is_causal(self) -> bool:  # noqa: D102
         return self.size == 1 and self.right == 0
 
+    @property
+    def reach(self) -> Reach:  # noqa: D102
+        return Reach(left=(self.left + 1) * self.size - 1)
+
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not isinstance(other, Chunked) or other.size != self.size:
             return None
@@ -235,15 +251,17 @@ class Global(Pattern):
 
     def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
         def is_global(positions: Any) -> Any:
-            return (positions < self.first) | (positions >= kv_len - self.last)
+            at_start = positions < self.first
+            return at_start | (positions >= kv_len - self.last) if self.last else at_start
 
         return is_global(query_positions)[..., :, None] | is_global(key_positions)[..., None, :]
 
     def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
         tail = kv_len - self.last
-        if stop <= self.first or start >= tail or self.first >= tail:
+        in_tail, touches_tail = (self.last > 0 and query >= tail for query in (start, stop - 1))
+        if stop <= self.first or in_tail or self.first >= tail:
             return clip([KeyRange(0, kv_len, BlockState.FULL)], kv_len)
-        middle = [KeyRange(self.first, tail, BlockState.PARTIAL)] if start < self.first or stop > tail else []
+        middle = [KeyRange(self.first, tail, BlockState.PARTIAL)] if start < self.first or touches_tail else []
         ends = [KeyRange(0, self.first, BlockState.FULL), KeyRange(tail, kv_len, BlockState.FULL)]
         return clip([ends[0], *middle, ends[1]], kv_len)
 
@@ -251,145 +269,11 @@ class Global(Pattern):
     def depends_on_kv_len(self) -> bool:  # noqa: D102
         return self.last > 0
 
+    @property
+    def reach(self) -> Reach:  # noqa: D102
+        return Reach(left=None) if self.last else Reach(left=0, first=self.first)
+
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not (union and isinstance(other, Global)):
             return None
         return Global(first=max(self.first, other.first), last=max(self.last, other.last))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Combined(Pattern):
-    """Base of `AllOf` and `AnyOf`: two or more patterns, flattened, sorted, without repetition."""
-
-    parts: tuple[Pattern, ...]
-    symbol: ClassVar[str]
-    union: ClassVar[bool]
-
-    @classmethod
-    def of(cls, patterns: Iterable[Pattern]) -> Pattern:
-        """Combine patterns, so that equal sets of parts compare equal.
-
-        Two ways to write one set with parts nested three deep may still differ.
-
-        Args:
-            patterns: One or more patterns.
-
-        Returns:
-            The combination, or a primitive where one says the same.
-
-        Raises:
-            SpecError: If there is none, or one is not a pattern.
-        """
-        flat: list[Pattern] = []
-        for pattern in patterns:
-            if not isinstance(pattern, Pattern):
-                raise SpecError(f"{pattern!r} is not a pattern; combine Causal(), SlidingWindow(...) and the like")
-            flat.extend(pattern.parts if isinstance(pattern, cls) else [pattern])
-        parts = _without_idle(_merge_pairs(flat, union=cls.union), union=cls.union)
-        if not parts:
-            raise SpecError(f"{cls.__name__} needs at least one pattern")
-        return parts[0] if len(parts) == 1 else cls(parts=tuple(parts))
-
-    @classmethod
-    def from_fields(cls, fields: Any) -> Any:
-        """Build from decoded JSON, normalised like any other combination."""
-        if set(fields) != {"parts"} or not isinstance(fields["parts"], tuple):
-            raise SpecError(f"{cls.__name__} has one field, 'parts', a list of patterns; got {sorted(fields)}")
-        return cls.of(fields["parts"])
-
-    def __repr__(self) -> str:
-        shown = (f"({part!r})" if isinstance(part, Combined) else repr(part) for part in self.parts)
-        return f" {self.symbol} ".join(shown)
-
-    def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
-        first, *rest = (p.allowed(query_positions, key_positions, kv_len=kv_len, head=head) for p in self.parts)
-        for other in rest:
-            first = first | other if self.union else first & other
-        return first
-
-    def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
-        layouts = [part.key_ranges(start, stop, kv_len=kv_len, head=head) for part in self.parts]
-        return merge(layouts, max if self.union else min)
-
-    @property
-    def depends_on_kv_len(self) -> bool:  # noqa: D102
-        return any(part.depends_on_kv_len for part in self.parts)
-
-    @property
-    def per_head(self) -> bool:  # noqa: D102
-        return any(part.per_head for part in self.parts)
-
-    @property
-    def table_heads(self) -> tuple[int, ...]:  # noqa: D102
-        return tuple(count for part in self.parts for count in part.table_heads)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class AllOf(Combined):
-    """What every part allows; written ``a & b``.
-
-    Attributes:
-        parts: The patterns.
-    """
-
-    symbol: ClassVar[str] = "&"
-    union: ClassVar[bool] = False
-
-    @property
-    def is_causal(self) -> bool:  # noqa: D102
-        return any(part.is_causal for part in self.parts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class AnyOf(Combined):
-    """What any part allows; written ``a | b``.
-
-    Attributes:
-        parts: The patterns.
-    """
-
-    symbol: ClassVar[str] = "|"
-    union: ClassVar[bool] = True
-
-    @property
-    def is_causal(self) -> bool:  # noqa: D102
-        return all(part.is_causal for part in self.parts)
-
-
-def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:
-    """Replace pairs that one primitive can express, until none is left; then sort."""
-    merged: list[Pattern] = []
-    for pattern in patterns:
-        for index, other in enumerate(merged):
-            one = other if other == pattern else other.merged(pattern, union=union)
-            if one is not None:
-                merged[index] = one
-                break
-        else:
-            merged.append(pattern)
-    return sorted(merged, key=repr)
-
-
-def _without_idle(parts: Sequence[Pattern], *, union: bool) -> list[Pattern]:
-    """Drop what another part makes idle: ``a & (a | b)`` and ``a | (a & b)`` are a; Full is everything."""
-    needed = list(parts)
-    for part in parts:
-        others = tuple(other for other in needed if other is not part)
-        if others and (_within(part, AnyOf(parts=others)) if union else _within(AllOf(parts=others), part)):
-            needed.remove(part)
-    return needed
-
-
-def _within(inner: Pattern, outer: Pattern) -> bool:
-    """Whether the parts show that ``inner`` allows no pair that ``outer`` forbids."""
-    if inner == outer or outer == Full():
-        return True
-    if isinstance(outer, AllOf):
-        return all(_within(inner, part) for part in outer.parts)
-    if isinstance(inner, AnyOf):
-        return all(_within(part, outer) for part in inner.parts)
-    if isinstance(outer, AnyOf) and any(_within(inner, part) for part in outer.parts):
-        return True
-    if isinstance(inner, AllOf) and any(_within(part, outer) for part in inner.parts):
-        return True
-    return outer.merged(inner, union=True) == outer

@@ -7,6 +7,7 @@ A few ranges describe a block whatever the sequence's length, where a grid of ti
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,6 +27,22 @@ class KeyRange(NamedTuple):
     start: int
     stop: int
     state: BlockState
+
+
+class Reach(NamedTuple):
+    """How far back a query looks: at position p, from ``p - left`` on, and at the ``first`` keys of all.
+
+    Attributes:
+        left: How many earlier keys. None: any number.
+        first: How many keys at the start, besides.
+    """
+
+    left: int | None
+    first: int = 0
+
+    def size(self) -> float:
+        """Return how many keys a query sees at most, its own included."""
+        return math.inf if self.left is None else self.left + 1 + self.first
 
 
 def band_layout(first: tuple[int, int], last: tuple[int, int], kv_len: int) -> list[KeyRange]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.compare.write import write_whole
+from polyhead.files import write_whole
 
 
 def test_a_file_in_a_folder_that_is_made_for_it(tmp_path: Path) -> None:

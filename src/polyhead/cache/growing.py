@@ -1,0 +1,67 @@
+"""The cache that keeps every token: keys and values, or the latent rows of MLA, written in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyhead.cache.rows import RowCache, row_bytes
+from polyhead.kernels.common import Call
+from polyhead.spec import AttentionSpec
+
+SMALLEST = 64
+"""Slots reserved at first where no ``max_seq_len`` is given."""
+
+
+class GrowingCache(RowCache):
+    """Every token's rows. With ``max_seq_len`` all are reserved at once; without, room doubles when it runs out.
+
+    With `Latent` storage a row is the latent and the rotated RoPE key, ``kv_lora_rank + qk_rope_head_dim`` numbers,
+    and nothing else is kept. A sequence's token n lies in slot n. Where each query turns all keys by frequencies of
+    its own (dynamic NTK, LongRoPE), keys are kept unrotated.
+    """
+
+    def __init__(
+        self, spec: AttentionSpec, *, batch: int, max_seq_len: int | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(spec, batch=batch, max_seq_len=max_seq_len, dtype=dtype, device=device)
+        self._tensors = self._reserved(max_seq_len or 0)
+
+    @property
+    def used_bytes(self) -> int:  # noqa: D102
+        return sum(self.lengths) * row_bytes(self.spec, self.dtype)
+
+    @contextlib.contextmanager
+    def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:
+        even = self._is_even and len(set(counts)) <= 1
+        slots = self.positions(call.case.q_len)
+        grown = self._grown(counts)
+        self._make_room(max((0, *grown)))
+        self._write(self._with_mask(call), counts, slots)
+        self.lengths = grown
+        seen = {name: tensor[:, :, : self.length] for name, tensor in self._tensors.items()}
+        aligned = even and all(count == call.case.q_len for count in counts)
+        yield self._over(call, seen, torch.arange(self.length, device=self.device)[None], aligned=aligned)
+
+    def _make_room(self, needed: int) -> None:
+        """Move to larger tensors if need be; the old ones stay as they are."""
+        if needed <= self.slots:
+            return
+        small = self._tensors
+        slots = max(needed, 2 * self.slots, SMALLEST)
+        self._tensors = self._reserved(slots)
+        if "mask" in small:
+            self._tensors["mask"] = self._all_may_be_seen()
+        for name, tensor in small.items():
+            self._tensors[name][:, :, : self._filled] = tensor[:, :, : self._filled]
+
+    def _crop(self, lengths: tuple[int, ...]) -> None:
+        pass  # what lies past a sequence's length is later than any query, so no query sees it
+
+    def restore(self, tensors: Mapping[str, Tensor], lengths: tuple[int, ...], options: Mapping[str, Any]) -> None:  # noqa: D102
+        self._make_room(max((0, *lengths)))
+        super().restore(tensors, lengths, options)

@@ -1,0 +1,44 @@
+"""Writing a file so that whoever finds it finds it whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a file beside another, and move it there when the block is done; its folder is made if need be.
+
+    Args:
+        path: The file to make or replace. A link is followed.
+
+    Yields:
+        Where to write. If the block raises, that file is removed and the other is as it was.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and move it there, or leave nothing; its folder is made if need be.
+
+    Args:
+        path: The file. A link is followed; what is no regular file, such as ``/dev/stdout``, is written to as it is.
+        data: What it will hold.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with replacing(path) as beside:
+        beside.write_bytes(data)

@@ -1,0 +1,116 @@
+"""Attention's stages between products and output, as every kernel with a score matrix goes through them.
+
+The order is scale, softcap, bias, mask, sink, weighting; here are its parts after the products. Scores are
+``[batch, maps, kv_heads, group, q_len, kv_len]``, weights ``[batch, kv_heads, group, q_len, kv_len]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polyhead.kernels.common import Call
+from polyhead.position import alibi, relative
+from polyhead.spec import Alibi, AttentionSpec, Differential, Linear, RelativeBias, Softmax
+from polyhead.spec.position import ShawBias
+from polyhead.storage import grouped
+
+
+def weigh(call: Call, products: Tensor, query: Tensor, allowed: Tensor) -> Tensor:
+    """Turn q·k into weights, with softmax or differential weighting.
+
+    Args:
+        call: What is asked.
+        products: q·k, not scaled yet.
+        query: ``[batch, maps, kv_heads, group, q_len, qk_head_dim]``, which meets Shaw's relative keys.
+        allowed: Which pairs may meet, broadcastable to the weights.
+
+    Returns:
+        The weights; 0 for a pair that may not meet.
+    """
+    spec = call.case.spec
+    scores = _biased(call, spec.scale * products, query)
+    sinks = call.params["sinks"] if isinstance(spec.weighting, Softmax) and spec.weighting.sink else None
+    maps = _softmax(scores, allowed, sinks)
+    if not isinstance(spec.weighting, Differential):
+        return maps[:, 0]
+    weights = maps[:, 0] - _lambda(call, spec.weighting) * maps[:, 1]
+    if spec.weighting.form == "clipped":
+        weights = weights.clamp(min=0.0)
+        total = weights.sum(dim=-1, keepdim=True)
+        weights = weights / total.masked_fill(total == 0, 1.0)
+    return weights
+
+
+def finish(call: Call, weights: Tensor, output: Tensor) -> Tensor:
+    """Complete the weighted values: Shaw's part of them, then differential weighting's norm.
+
+    Args:
+        call: What is asked.
+        weights: The weights.
+        output: The weighted values ``[batch, kv_heads, group, q_len, v_head_dim]``.
+
+    Returns:
+        ``[batch, num_heads, q_len, v_head_dim]``.
+    """
+    spec = call.case.spec
+    if isinstance(spec.position, ShawBias):
+        pair_entries = relative.entries(spec, call.query_positions, call.key_positions)
+        output = output + relative.mixed_values(weights, call.params["relative_values"], pair_entries)
+    if isinstance(spec.weighting, Differential) and spec.weighting.form != "clipped":
+        norm_weight = call.params.get("sub_norm")
+        output = functional.rms_norm(output, output.shape[-1:], norm_weight, spec.weighting.norm_eps)
+        output = output * (1.0 - spec.weighting.initial_lambda)
+    return output.flatten(1, 2)
+
+
+def features(weighting: Linear, x: Tensor) -> Tensor:
+    """Return φ(x), with which linear attention replaces the softmax."""
+    if weighting.feature_map == "relu":
+        return functional.relu(x)
+    return functional.softplus(x) if weighting.feature_map == "softplus" else functional.elu(x) + 1.0
+
+
+def by_group(per_head: Tensor, spec: AttentionSpec) -> Tensor:
+    """Lay ``[batch, num_heads or 1, ...]`` out as ``[batch, kv_heads or 1, group or 1, ...]``."""
+    shape = (1, 1) if per_head.shape[1] == 1 else (spec.num_kv_heads, spec.group_size)
+    return grouped.heads_as(per_head, *shape)
+
+
+def _biased(call: Call, scores: Tensor, query: Tensor) -> Tensor:
+    """Apply softcap, then the position's bias."""
+    spec = call.case.spec
+    position, positions = spec.position, (call.query_positions, call.key_positions)
+    if isinstance(position, ShawBias):  # part of q·k, so before the cap
+        pair_entries = relative.entries(spec, *positions)
+        scores = scores + spec.scale * relative.key_scores(query, call.params["relative_keys"], pair_entries)
+    if isinstance(spec.weighting, Softmax) and spec.weighting.softcap is not None:
+        scores = spec.weighting.softcap * torch.tanh(scores / spec.weighting.softcap)
+    if isinstance(position, Alibi):
+        return scores + by_group(alibi.bias(spec, *positions, scores.dtype), spec)[:, None]
+    if isinstance(position, RelativeBias) and not isinstance(position, ShawBias):
+        bias = relative.bias(call.params["bias_table"], relative.entries(spec, *positions))
+        return scores + by_group(bias, spec)[:, None]
+    return scores
+
+
+def _softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return softmax over allowed pairs; a row that has none gives zeros."""
+    allowed = allowed[:, None]
+    blind = ~allowed.any(dim=-1, keepdim=True)
+    # a blind row's scores become 0, so that neither it nor its gradient is NaN, and its weights are zeroed below
+    scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(blind, 0.0)
+    if sinks is not None:
+        column = sinks.view(scores.shape[2], scores.shape[3], 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return weights.masked_fill(~allowed, 0.0)
+
+
+def _lambda(call: Call, weighting: Differential) -> Tensor | float:
+    if weighting.form == "clipped":
+        return weighting.initial_lambda
+    first, second = ((call.params[f"lambda_q{i}"] @ call.params[f"lambda_k{i}"]).exp() for i in (1, 2))
+    return first - second + weighting.initial_lambda
