@@ -17,7 +17,7 @@ from torch import Tensor
 from polyhead.errors import ShapeError, SpecError, UnsupportedError
 from polyhead.kernels import checks
 from polyhead.kernels.common import Call, prepared
-from polyhead.spec import AttentionSpec
+from polyhead.spec import AttentionSpec, retention
 from polyhead.spec.choice import as_int
 
 Saved = tuple[tuple[int, ...], torch.dtype]
@@ -58,6 +58,7 @@ class Cache(abc.ABC):
         self.dtype = dtype
         self.device = device
         self.lengths: tuple[int, ...] = (0,) * self.batch
+        self._retention = retention(spec, self.source)
         self._tensors: dict[str, Tensor] = {}
 
     @property
@@ -66,9 +67,17 @@ class Cache(abc.ABC):
         return max((0, *self.lengths))
 
     @property
-    @abc.abstractmethod
     def used_bytes(self) -> int:
         """Bytes of what the tokens so far need, summed over the sequences."""
+        return sum(map(self._retention.numbers, self._stored_lengths)) * self._stored_dtype.itemsize
+
+    @property
+    def _stored_lengths(self) -> tuple[int, ...]:
+        return self.lengths
+
+    @property
+    def _stored_dtype(self) -> torch.dtype:
+        return self.dtype
 
     @property
     def allocated_bytes(self) -> int:

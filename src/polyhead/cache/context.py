@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyhead.cache.base import Saved
-from polyhead.cache.rows import RowCache, new_rows, row_bytes
+from polyhead.cache.rows import RowCache, new_rows
 from polyhead.errors import ShapeError
 from polyhead.kernels.common import Call
 
@@ -42,8 +42,8 @@ class ContextCache(RowCache):
         return self.context_length
 
     @property
-    def used_bytes(self) -> int:  # noqa: D102
-        return self.batch * self.context_length * row_bytes(self.spec, self.dtype)
+    def _stored_lengths(self) -> tuple[int, ...]:
+        return (self.context_length,) * self.batch
 
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyhead.cache.rows import RowCache, row_bytes
+from polyhead.cache.rows import RowCache
 from polyhead.kernels.common import Call
 from polyhead.spec import AttentionSpec
 
@@ -30,10 +30,6 @@ class GrowingCache(RowCache):
     ) -> None:
         super().__init__(spec, batch=batch, max_seq_len=max_seq_len, dtype=dtype, device=device)
         self._tensors = self._reserved(max_seq_len or 0)
-
-    @property
-    def used_bytes(self) -> int:  # noqa: D102
-        return sum(self.lengths) * row_bytes(self.spec, self.dtype)
 
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyhead.cache.rows import RowCache, row_bytes
+from polyhead.cache.rows import RowCache
 from polyhead.errors import UnsupportedError
 from polyhead.kernels.common import Call
 from polyhead.spec import AttentionSpec
@@ -52,17 +52,12 @@ class RollingCache(RowCache):
     ) -> None:
         super().__init__(spec, batch=batch, max_seq_len=None, dtype=dtype, device=device)
         self.slack = as_int("slack", slack, at_least=0)
-        self.reach: Reach = spec.pattern.reach
+        self.reach: Reach = self._retention.reach
         assert self.reach.left is not None
         self._left, self._first = self.reach.left, self.reach.first
         self._ring = self._left + 1 + self.slack
         self._longest = self.lengths  # the longest that each sequence was since it last had all its tokens here
         self._tensors = self._reserved(self._first + self._ring)
-
-    @property
-    def used_bytes(self) -> int:  # noqa: D102
-        most = self._first + self._left + 1
-        return sum(min(length, most) for length in self.lengths) * row_bytes(self.spec, self.dtype)
 
     def placed(self, call: Call) -> Call:  # noqa: D102
         if call.case.weights:

@@ -19,11 +19,6 @@ def row_widths(spec: AttentionSpec) -> dict[str, tuple[int, int]]:
     return {name: shape for name, shape in spec.input_shapes().items() if name != "query" and shape is not None}
 
 
-def row_bytes(spec: AttentionSpec, dtype: torch.dtype) -> int:
-    """Return the bytes that one token takes."""
-    return sum(heads * width for heads, width in row_widths(spec).values()) * dtype.itemsize
-
-
 def new_rows(call: Call) -> dict[str, Tensor]:
     """Return what a call brings, by name: ``[batch, heads, tokens, width]``, a key mask as a row of width 1."""
     rows = {"key": call.key}

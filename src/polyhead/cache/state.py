@@ -36,12 +36,12 @@ class StateCache(Cache):
 
     def _shapes(self) -> dict[str, Saved]:
         heads, width, v_width = self.spec.num_kv_heads, self.spec.qk_head_dim, self.spec.v_head_dim
-        wide = compute_dtype(self.dtype)
+        wide = self._stored_dtype
         return {"sum": ((self.batch, heads, width, v_width), wide), "normaliser": ((self.batch, heads, width), wide)}
 
     @property
-    def used_bytes(self) -> int:  # noqa: D102
-        return self.allocated_bytes
+    def _stored_dtype(self) -> torch.dtype:
+        return compute_dtype(self.dtype)
 
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:

@@ -102,6 +102,21 @@ def _spec_text(spec: AttentionSpec) -> str:
     lines = [f"{name:<11}{getattr(spec, name)!r}" for name in ("storage", "position", "pattern", "weighting")]
     inputs = {name: shape for name, shape in spec.input_shapes().items() if shape}
     lines += [f"{name:<11}{shape[0]} heads of width {shape[1]}" for name, shape in inputs.items()]
+    lines.append(f"{'cache':<11}{_cache_text(spec)}")
     learned = spec.parameter_shapes()
     lines.append(f"{'learns':<11}{', '.join(f'{n} {list(s)}' for n, s in learned.items()) or 'nothing'}")
     return "\n".join(lines)
+
+
+def _cache_text(spec: AttentionSpec) -> str:
+    from polyhead.errors import SpecError
+    from polyhead.spec import retention
+
+    try:
+        kept = retention(spec)
+    except SpecError as error:
+        return f"none: {error}"
+    if kept.kind == "state":
+        return f"state, {kept.row:,} numbers whatever the length"
+    window = f", of at most {kept.reach.size():,} tokens" if kept.kind == "rolling" else ""
+    return f"{kept.kind}, {kept.row:,} numbers a token{window}"

@@ -24,10 +24,18 @@ class Retention:
         kind: ``"growing"``, the rows of every token; ``"rolling"``, those of a window and of kept first tokens;
             ``"state"``, sums over all tokens; ``"context"``, the rows of another, fixed sequence.
         reach: How far back a query looks, which bounds what is kept if the kind is ``"rolling"``.
+        row: How many numbers a token takes; with ``"state"`` the sums, whatever the number of tokens.
     """
 
     kind: str
     reach: Reach
+    row: int
+
+    def numbers(self, length: int) -> int:
+        """Return how many numbers must be kept of a sequence."""
+        if self.kind == "state":
+            return self.row
+        return self.row * (min(length, int(self.reach.size())) if self.kind == "rolling" else length)
 
 
 def retention(spec: AttentionSpec, source: str = "self") -> Retention:
@@ -45,7 +53,7 @@ def retention(spec: AttentionSpec, source: str = "self") -> Retention:
     """
     pattern = spec.pattern
     if source == "cross":
-        return Retention(kind="context", reach=Reach(left=None))
+        return Retention(kind="context", reach=Reach(left=None), row=_row(spec))
     if not pattern.is_causal:
         raise SpecError(
             f"pattern={pattern!r} lets a query see later keys, which do not exist yet when it is decoded, so there is "
@@ -59,5 +67,13 @@ def retention(spec: AttentionSpec, source: str = "self") -> Retention:
     # a sum over rotated keys is made before the query is known, so each query cannot turn them its own way
     per_query = isinstance(spec.position, Rotary) and spec.position.per_query
     if isinstance(spec.weighting, Linear) and not per_query:
-        return Retention(kind="state", reach=Reach(left=None))
-    return Retention(kind="growing" if pattern.reach.left is None else "rolling", reach=pattern.reach)
+        sums = spec.num_kv_heads * spec.qk_head_dim * (spec.v_head_dim + 1)
+        return Retention(kind="state", reach=Reach(left=None), row=sums)
+    kind = "growing" if pattern.reach.left is None else "rolling"
+    return Retention(kind=kind, reach=pattern.reach, row=_row(spec))
+
+
+def _row(spec: AttentionSpec) -> int:
+    """Return how many numbers a token's keys and values are, or its latent row."""
+    stored = (shape for name, shape in spec.input_shapes().items() if name != "query" and shape is not None)
+    return sum(heads * width for heads, width in stored)
