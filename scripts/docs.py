@@ -153,7 +153,7 @@ def with_outputs(text: str) -> str:
 def python_output(source: str, names: dict[str, object]) -> str:
     """Run Python with the names given, to which it adds its own, and return what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        exec(compile(source, "<page>", "exec"), names)
+        exec(compile(source, "<page>", "exec", dont_inherit=True), names)  # this file's __future__ is not the page's
     return output.getvalue()
 
 
@@ -199,6 +199,8 @@ PAGES: Mapping[str, Page] = {
     "docs/mechanisms.md": mechanisms_page,
     "docs/cli.md": cli_page,
     "docs/exercises.md": functools.partial(page_by_hand, "docs/exercises.md"),
+    "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
+    "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),
 }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from polyhead.cache import Cache, ContextCache, files as cache_files, new_cache as make_cache
 from polyhead.errors import ShapeError
 from polyhead.kernels import checks, select
-from polyhead.kernels.common import Call, Case, prepared
+from polyhead.kernels.common import Call, Case, full_precision, prepared
 from polyhead.kernels.select import Explanation
 from polyhead.spec import AttentionSpec, Latent, LayerSpec
 
@@ -88,7 +88,7 @@ def attend(
     key; here the last query is aligned with the last key, so cached decoding needs no mask.
     """
     inputs = {"query": query, "key": key, "value": value}
-    with contextlib.nullcontext() if cache is None else torch.no_grad():
+    with _recording(cache):
         call = checks.checked_call(
             inputs,
             spec,
@@ -101,7 +101,7 @@ def attend(
             dropout_p=dropout_p,
             return_weights=return_weights,
         )
-        with _full_precision(call.case.device), _over_past(call, cache) as full:
+        with full_precision(call.case.device), _over_past(call, cache) as full:
             output, weights = select.choose(full.case, kernel).run(full)
     return (output, weights) if return_weights else output
 
@@ -192,7 +192,8 @@ class Attention(nn.Module):
             positions: Whole numbers ``[tokens]`` or ``[batch, tokens]``, for self-attention without a cache, which
                 counts by itself. None: from 0.
             key_mask: Booleans ``[batch, tokens]`` over the tokens given, of ``x`` or of the context; True may be
-                attended. A masked token keeps its position. None: all may.
+                attended. A masked token keeps its position, which patterns and scalings that count from the start
+                of a sequence (`Global`, `Chunked`, dynamic NTK) count too. None: all may.
             segments: Whole numbers ``[batch, tokens]``; a pair meets only inside one segment. Not with a cache.
             kernel: A kernel's name, or ``"auto"``; a named kernel runs or raises.
             return_weights: Whether to return the weights too, ``[batch, num_heads, tokens, kv_len]``.
@@ -204,32 +205,33 @@ class Attention(nn.Module):
             ShapeError: If a tensor does not fit the layer or the cache.
             UnsupportedError: As `attend`.
         """
-        source = self._source(x, context, cache)
-        real = None if lengths is None else checks.real_tokens(x, lengths)
-        if cache is None and self.spec.source == "self" and real is not None:
-            key_mask = real if key_mask is None else key_mask & real
-        query_positions, key_positions = self._positions(x, source, cache, positions)
-        key, value = self._keys_and_values(source)
-        output = attend(
-            self._queries(x),
-            key,
-            value,
-            self.spec.attention,
-            params={name: getattr(self, name) for name in self.spec.attention.parameter_shapes()},
-            query_positions=query_positions,
-            key_positions=key_positions,
-            key_mask=key_mask,
-            segments=segments,
-            cache=cache,
-            lengths=None if cache is None else lengths,
-            dropout_p=self.dropout_p if self.training else 0.0,
-            kernel=kernel,
-            return_weights=return_weights,
-        )
-        output, *weights = output if return_weights else (output,)
-        y = self.o_proj(output.transpose(1, 2).flatten(2))
-        y = y if real is None else y.masked_fill(~real[..., None], 0.0)
-        return (y, *weights) if return_weights else y
+        with _recording(cache):
+            source = self._source(x, context, cache)
+            real = None if lengths is None else checks.real_tokens(x, lengths)
+            if cache is None and self.spec.source == "self" and real is not None:
+                key_mask = real if key_mask is None else key_mask & real
+            query_positions, key_positions = self._positions(x, source, cache, positions)
+            key, value = self._keys_and_values(source)
+            output = attend(
+                self._queries(x),
+                key,
+                value,
+                self.spec.attention,
+                params={name: getattr(self, name) for name in self.spec.attention.parameter_shapes()},
+                query_positions=query_positions,
+                key_positions=key_positions,
+                key_mask=key_mask,
+                segments=segments,
+                cache=cache,
+                lengths=None if cache is None else lengths,
+                dropout_p=self.dropout_p if self.training else 0.0,
+                kernel=kernel,
+                return_weights=return_weights,
+            )
+            output, *weights = output if return_weights else (output,)
+            y = self.o_proj(output.transpose(1, 2).flatten(2))
+            y = y if real is None else y.masked_fill(~real[..., None], 0.0)
+            return (y, *weights) if return_weights else y
 
     def new_cache(
         self,
@@ -383,6 +385,11 @@ def _heads(x: Tensor, width: int) -> Tensor:
     return heads.transpose(1, 2)
 
 
+def _recording(cache: Cache | None) -> contextlib.AbstractContextManager[Any]:
+    """Record nothing for a backward pass over a cache: its buffers would tie every step's graph to the next one's."""
+    return contextlib.nullcontext() if cache is None else torch.no_grad()
+
+
 def _over_past(call: Call, cache: Cache | None) -> contextlib.AbstractContextManager[Call]:
     """Rotate, and let the cache append; what fails inside the block leaves the cache as it was."""
     if cache is None:
@@ -390,10 +397,3 @@ def _over_past(call: Call, cache: Cache | None) -> contextlib.AbstractContextMan
             raise ShapeError("lengths say which tokens a cache keeps, and there is none; without one, give key_mask")
         return contextlib.nullcontext(prepared(call))
     return cache.appending(prepared(cache.placed(call)))
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Turn autocast off: its dtype has been given to the inputs, and sums are not to be made in it."""
-    if not torch.amp.is_autocast_available(device):  # the meta device has none
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)

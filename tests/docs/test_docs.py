@@ -173,6 +173,11 @@ def test_python_that_fails_fails_the_page() -> None:
         docs.with_outputs("```python\n1 / 0\n```\n")
 
 
+def test_python_of_a_page_means_what_it_means_in_a_file_of_its_own() -> None:
+    code = "class A:\n    size: int\n\n\nprint(A.__annotations__)\n"
+    assert "{'size': <class 'int'>}" in docs.with_outputs(f"```python\n{code}```\n<!-- >>> -->\n```text\n```\n")
+
+
 def test_exercises_show_what_the_textbook_asks_for() -> None:
     text = docs.PAGES["docs/exercises.md"]()
     assert re.findall(r"^## (\d)\.", text, re.MULTILINE) == ["1", "4", "5"]

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts import docs
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "DESIGN.md", "CONTRIBUTING.md")
+GUIDES = ("docs/exercises.md", "docs/layer.md", "docs/your-own.md")  # tests/docs runs them, from top to bottom
 
 
 def python_blocks() -> list[tuple[str, str]]:
@@ -30,7 +33,35 @@ def test_readme_shows_what_runs() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in (*PAGES, *GUIDES):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (ROOT / target).exists(), f"{page} links to {target}, which does not exist"
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_outputs_of_the_guides_are_checked(page: str) -> None:
+    assert page in docs.PAGES
+    text = (ROOT / page).read_text(encoding="utf-8")
+    written = [block for block in docs.RUN.finditer(text) if block["marker"]]
+    assert len(re.findall(r"^```text$", text, re.MULTILINE)) == len(written)
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guides_show_nothing_that_fails(page: str) -> None:
+    """An output is written as it comes, so a law that broke would stand there as False."""
+    outputs = re.findall(r"^```text\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert all(outputs)
+    assert not any("False" in output or "nan" in output.split() for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("page", "words", "at_least"),
+    [
+        ("docs/layer.md", "largest difference below 1e-5: True", 7),
+        ("docs/layer.md", r"(Growing|Rolling|State)Cache +\d+ +\d+   True", 4),
+        ("docs/your-own.md", "^True$", 8),
+    ],
+)
+def test_guides_show_what_they_are_for(page: str, words: str, at_least: int) -> None:
+    assert len(re.findall(words, (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)) >= at_least

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,6 +109,13 @@ def rotates_in_kernel(spec: AttentionSpec) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that sums are made in: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Turn autocast off: its dtype has been given to the inputs, and sums are not to be made in it."""
+    if not torch.amp.is_autocast_available(device):  # the meta device has none
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def prepared(call: Call) -> Call:
