@@ -1,4 +1,4 @@
-"""`torch.compile(fullgraph=True)` of `attend`: one graph, the same numbers, gradients too."""
+"""`torch.compile` and `torch.export` of `attend` and of the layer: one graph, the same numbers, gradients too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from tests.inputs import VARIED, Inputs, spec
+from tests.inputs import INPUTS, VARIED, Inputs, spec
 from tests.tolerances import assert_close
 
 # Random links are hashed in NumPy's uint64, which torch's compiler does not trace: they need a graph break.
@@ -46,20 +46,31 @@ def test_a_latent_is_one_graph() -> None:
     check_compiled({"position": ph.Rotary(), "pattern": ph.Causal()}, "mla", "aot_eager")
 
 
-@pytest.mark.parametrize("kernel", ["dense", "plain"])
-def test_nothing_of_a_masked_key_reaches_a_row_of_compiled_code(kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "storage", "choices"),
+    [
+        ("dense", "gqa", {}),
+        ("plain", "gqa", {}),
+        ("absorbed", "mla", {}),
+        ("linear", "gqa", {"weighting": ph.Linear()}),
+    ],
+)
+def test_nothing_of_a_masked_key_reaches_a_row_of_compiled_code(
+    kernel: str, storage: str, choices: dict[str, Any]
+) -> None:
     """Compiled code cannot look whether a result is finite, so what is masked must be blanked before."""
     mask = np.array([[True, False, True, True, True]] * 2)
-    inputs = Inputs.draw(spec("gqa"), 1).giving(key_mask=mask)
+    inputs = Inputs.draw(spec(storage, **choices), 1).giving(key_mask=mask)
     tensors = inputs.tensors(torch.float64)
-    for name in ("key", "value"):
+    for name in {"key", "value"} & set(tensors):
         tensors[name][:, :, 1] = torch.nan
+    given: dict[str, Any] = {name: tensors.pop(name, None) for name in INPUTS}
 
     @torch.compile(fullgraph=True, backend="aot_eager")
-    def run(tensors: dict[str, torch.Tensor], key_mask: torch.Tensor) -> torch.Tensor:
-        return ph.attend(**tensors, spec=inputs.spec, key_mask=key_mask, kernel=kernel)
+    def run(key_mask: torch.Tensor) -> torch.Tensor:
+        return ph.attend(**given, spec=inputs.spec, params=tensors, key_mask=key_mask, kernel=kernel)
 
-    assert_close(run(tensors, torch.tensor(mask)), inputs.oracle(), torch.float64)
+    assert_close(run(torch.tensor(mask)), inputs.oracle(), torch.float64)
 
 
 @pytest.mark.slow
@@ -67,3 +78,93 @@ def test_nothing_of_a_masked_key_reaches_a_row_of_compiled_code(kernel: str) -> 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 def test_attend_compiles_to_machine_code(choices: dict[str, Any]) -> None:
     check_compiled(choices, "gqa", "inductor")
+
+
+# --- the layer
+
+EMBED_DIM = 16
+MLA = {"storage": "mla", "position": ph.Rotary(), "pattern": ph.Causal()}
+LAYERS: dict[str, dict[str, Any]] = {**CHOICES, "latent": MLA}
+
+
+def layer_of(choices: dict[str, Any]) -> ph.Attention:
+    torch.manual_seed(0)
+    return ph.Attention(spec(**{"storage": "gqa", **choices}), embed_dim=EMBED_DIM)
+
+
+def check_layer(choices: dict[str, Any], backend: str) -> None:
+    layer = layer_of(choices)
+    x = torch.randn(2, 6, EMBED_DIM)
+    results = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend=backend)):
+        leaf = x.clone().requires_grad_()
+        output = run(leaf)
+        names, leaves = zip(("x", leaf), *layer.named_parameters(), strict=True)
+        grads = torch.autograd.grad(output.square().sum(), leaves)
+        results.append({"output": output, **dict(zip(names, grads, strict=True))})
+    for name, expected in results[0].items():
+        assert_close(results[1][name], expected, torch.float32, what=name)
+
+
+@pytest.mark.parametrize("choices", LAYERS.values(), ids=LAYERS)
+def test_a_layer_is_one_graph(choices: dict[str, Any]) -> None:
+    check_layer(choices, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("choices", LAYERS.values(), ids=LAYERS)
+def test_a_layer_compiles_to_machine_code(choices: dict[str, Any]) -> None:
+    check_layer(choices, "inductor")
+
+
+EXPORTED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "causal": {"pattern": ph.Causal()},
+    "RoPE": {"storage": "mha", "pattern": ph.Causal(), "position": ph.Rotary()},
+    "grouped": {"pattern": ph.Causal(), "position": ph.Rotary(pairs="interleaved")},
+    "window": {"pattern": ph.SlidingWindow.causal(3), "position": ph.Rotary()},
+    "latent": MLA,
+}
+
+
+@pytest.mark.parametrize("choices", EXPORTED.values(), ids=EXPORTED)
+def test_an_exported_layer_runs_at_other_lengths(choices: dict[str, Any]) -> None:
+    layer = layer_of(choices)
+    tokens = torch.export.Dim("tokens", min=2, max=64)
+    program = torch.export.export(layer, (torch.randn(2, 6, EMBED_DIM),), dynamic_shapes={"x": {1: tokens}})
+    for length in (2, 9, 64):
+        x = torch.randn(2, length, EMBED_DIM)
+        assert_close(program.module()(x), layer(x), torch.float32, what=f"output at {length} tokens")
+
+
+DECODED: dict[str, dict[str, Any]] = {
+    "growing": {"pattern": ph.Causal(), "position": ph.Rotary()},
+    "rolling": {"pattern": ph.SlidingWindow.causal(3), "position": ph.Rotary()},
+    "state": {"pattern": ph.Causal(), "position": ph.Rotary(), "weighting": ph.Linear()},
+    "latent": MLA,
+}
+
+
+def check_decoding(choices: dict[str, Any], backend: str, chunks: list[int]) -> None:
+    """Check decoding with a compiled layer; the cache may break its graph."""
+    layer = layer_of(choices)
+    caches = {run: layer.new_cache(batch=2, max_seq_len=16) for run in (layer, torch.compile(layer, backend=backend))}
+    for count in chunks:
+        x = torch.randn(2, count, EMBED_DIM)
+        expected, ours = (run(x, cache=cache) for run, cache in caches.items())
+        assert_close(ours, expected, torch.float32)
+    one, other = caches.values()
+    assert one.lengths == other.lengths == (sum(chunks),) * 2
+
+
+@pytest.mark.parametrize("choices", DECODED.values(), ids=DECODED)
+def test_a_compiled_layer_decodes_as_it_does_in_python(choices: dict[str, Any]) -> None:
+    check_decoding(choices, "eager", [4, 1, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("choices", DECODED.values(), ids=DECODED)
+def test_machine_code_decodes_as_python_does(choices: dict[str, Any]) -> None:
+    check_decoding(choices, "inductor", [4, 1, 1, 3])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polyhead import cache as cache, oracle as oracle
-    from polyhead.attention import Attention as Attention, attend as attend, explain as explain
+    from polyhead.attention import Attention as Attention, attend as attend
     from polyhead.catalog import (
         EXAMPLE as EXAMPLE,
         TEXTBOOK as TEXTBOOK,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnknownNameError as UnknownNameError,
         UnsupportedError as UnsupportedError,
     )
+    from polyhead.kernels.select import explain as explain
     from polyhead.spec import (
         Alibi as Alibi,
         AttentionSpec as AttentionSpec,
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "polyhead": ("cache", "oracle"),
-    "polyhead.attention": ("Attention", "attend", "explain"),
+    "polyhead.attention": ("Attention", "attend"),
     "polyhead.catalog": ("EXAMPLE", "TEXTBOOK", "Mechanism", "Settings", "mechanism", "mechanisms"),
     "polyhead.compare": ("AttentionComparison",),
     "polyhead.errors": (
@@ -84,6 +85,7 @@ _HOME = {
         "UnknownNameError",
         "UnsupportedError",
     ),
+    "polyhead.kernels.select": ("explain",),
     "polyhead.spec": (
         "Alibi",
         "AttentionSpec",

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from polyhead.cache import Cache, ContextCache, files as cache_files, new_cache as make_cache
 from polyhead.errors import ShapeError
 from polyhead.kernels import checks, select
-from polyhead.kernels.common import Call, Case, full_precision, prepared
-from polyhead.kernels.select import Explanation
+from polyhead.kernels.common import Call, full_precision, prepared
 from polyhead.spec import AttentionSpec, Latent, LayerSpec
 
 
@@ -164,7 +164,8 @@ class Attention(nn.Module):
             elif module.endswith("_norm"):
                 self.add_module(module, nn.RMSNorm(shape, eps=self.spec.norm_eps, **made))
             elif kind == "weight":
-                self.add_module(module, nn.Linear(shape[1], shape[0], bias=f"{module}.bias" in shapes, **made))
+                has_bias = f"{module}.bias" in shapes
+                self.add_module(module, nn.Linear(shape[1], shape[0], bias=has_bias, **made))
         self.reset_parameters()
 
     def forward(
@@ -209,7 +210,8 @@ class Attention(nn.Module):
             source = self._source(x, context, cache)
             real = None if lengths is None else checks.real_tokens(x, lengths)
             if cache is None and self.spec.source == "self" and real is not None:
-                key_mask = real if key_mask is None else key_mask & real
+                checks.check_padding(self.spec.attention, real)
+                key_mask = real if key_mask is None else checks.check_mask(key_mask, *real.shape).to(x.device) & real
             query_positions, key_positions = self._positions(x, source, cache, positions)
             key, value = self._keys_and_values(source)
             output = attend(
@@ -297,7 +299,9 @@ class Attention(nn.Module):
             elif name.startswith("lambda_"):
                 nn.init.normal_(parameter, std=0.1)
             else:
-                nn.init.xavier_uniform_(parameter.detach().flatten(0, -2))
+                fan_in = parameter.shape[-1]  # W_UK and W_UV are one projection for all heads
+                bound = math.sqrt(6.0 / (fan_in + parameter.numel() // fan_in))
+                nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
         """Return the spec, for ``print(layer)``."""
@@ -327,7 +331,10 @@ class Attention(nn.Module):
 
     def _source(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> Tensor:
         """Return what keys and values are made of, and check it."""
-        checks.check_tokens("x", x, self.spec.embed_dim)
+        if cache is not None and cache.source != self.spec.source:
+            came, own = cache.source, self.spec.source
+            raise ShapeError(f"the cache is for source={came!r} and the layer has {own!r}; give one from its new_cache")
+        checks.check_tokens("x", x, self.spec.embed_dim, self.o_proj.weight)
         if self.spec.context_dim is None:
             if context is not None:
                 raise ShapeError("context is given, and this layer attends to x alone; make it with source='cross'")
@@ -336,7 +343,7 @@ class Attention(nn.Module):
             if not (isinstance(cache, ContextCache) and cache.has_context):
                 raise ShapeError("a layer with source='cross' needs context=, [batch, tokens, context_dim]")
             return x.new_zeros(x.shape[0], 0, self.spec.context_dim)  # what the cache has needs nothing added
-        checks.check_tokens("context", context, self.spec.context_dim)
+        checks.check_tokens("context", context, self.spec.context_dim, self.o_proj.weight)
         return context
 
     def _positions(
@@ -347,36 +354,6 @@ class Attention(nn.Module):
         if cache is not None or self.spec.source == "self":
             return positions, positions
         return torch.arange(x.shape[1], device=x.device), torch.arange(source.shape[1], device=x.device)
-
-
-def explain(
-    spec: AttentionSpec,
-    *,
-    q_len: int,
-    kv_len: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    needs_grad: bool = False,
-    **asked: bool,
-) -> Explanation:
-    """Say which kernel `attend` would pick, and why not the others.
-
-    Args:
-        spec: The mechanism.
-        q_len: Number of queries.
-        kv_len: Number of keys.
-        dtype: Dtype of the inputs.
-        device: Where they are.
-        needs_grad: Whether a gradient will be asked for.
-        **asked: What else is asked, as in `polyhead.kernels.common.Case`: ``aligned`` (default True),
-            ``key_mask``, ``segments``, ``dropout``, ``weights``, ``state``.
-
-    Returns:
-        The explanation; ``str()`` of it is for reading.
-    """
-    kind = torch.device(device).type
-    case = Case(spec=spec, q_len=q_len, kv_len=kv_len, dtype=dtype, device=kind, needs_grad=needs_grad, **asked)
-    return select.explain(case)
 
 
 def _heads(x: Tensor, width: int) -> Tensor:

@@ -27,10 +27,20 @@ def test_json(call: Polyhead) -> None:
     assert ph.AttentionSpec.from_json(json.dumps({"schema": 1, **data["spec"]})) == ph.mechanism("gqa").spec
 
 
-@pytest.mark.parametrize("option", ["--dropout", "--weights"])
-def test_what_is_asked_for_besides_changes_the_choice(call: Polyhead, option: str) -> None:
-    plain, asked = (json.loads(call("explain", "gqa", "--json", *more).out)["kernel"] for more in ([], [option]))
-    assert (plain, asked) == ("dense", "plain")
+@pytest.mark.parametrize(
+    ("name", "option", "before", "after"),
+    [
+        ("gqa", "--dropout", "dense", "plain"),
+        ("gqa", "--weights", "dense", "plain"),
+        ("linear", "--segments", "linear", "plain"),
+        ("mla", "--dropout", "absorbed", "plain"),
+    ],
+)
+def test_what_is_asked_for_besides_changes_the_choice(
+    call: Polyhead, name: str, option: str, before: str, after: str
+) -> None:
+    kernels = [json.loads(call("explain", name, "--json", *more).out)["kernel"] for more in ([], [option])]
+    assert kernels == [before, after]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +60,10 @@ def test_options_reach_the_case(call: Polyhead, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_kernel_that_runs_is_no_more_than_explained(call: Polyhead) -> None:
     assert call("explain", "gqa", "--kernel", "plain") == call("explain", "gqa")
+
+
+def test_a_kernel_that_auto_passes_over_is_no_negative_answer(call: Polyhead) -> None:
+    assert call("explain", "mla", "--kernel", "dense") == call("explain", "mla")
 
 
 def test_a_kernel_that_refuses_is_a_negative_answer(call: Polyhead) -> None:

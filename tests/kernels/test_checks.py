@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import polyhead as ph
+from polyhead.kernels import checks
 from tests.inputs import Inputs, spec
 
 BATCH, Q_LEN, KV_LEN = 2, 4, 4
@@ -140,3 +142,63 @@ def test_learned_tensors_may_have_another_floating_dtype(dtype: torch.dtype) -> 
     rounded = {"sinks": right["params"]["sinks"].to(dtype)}
     expected = ph.attend(**{**right, "params": {"sinks": rounded["sinks"].float()}})
     assert torch.equal(ph.attend(**{**right, "params": rounded}), expected)
+
+
+# --- what a cache and a layer ask besides
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([3], "lengths=[3] is not one number for each of 2 sequences"),
+        ([1, 2, 3], "lengths=[1, 2, 3] is not one number for each of 2 sequences"),
+        (torch.tensor(3), "lengths=3 is not one number for each of 2 sequences"),
+        (torch.tensor([[1, 2]]), "lengths=[[1, 2]] is not one number for each of 2 sequences"),
+        ([1, 5], "lengths=[1, 5]: 5 is not a whole number from 0 to 4, the tokens given"),
+        ([-1, 0], "lengths=[-1, 0]: -1 is not a whole number from 0 to 4, the tokens given"),
+        ([1, 2.0], "lengths=[1, 2.0]: 2.0 is not a whole number from 0 to 4, the tokens given"),
+        ([True, 2], "lengths=[True, 2]: True is not a whole number from 0 to 4, the tokens given"),
+        (torch.tensor([1.0, 2.0]), "lengths=[1.0, 2.0]: 1.0 is not a whole number"),
+    ],
+    ids=repr,
+)
+def test_lengths_are_one_whole_number_for_each_sequence(lengths: Any, message: str) -> None:
+    with pytest.raises(ph.ShapeError, match=re.escape(message)):
+        checks.check_lengths(lengths, BATCH, Q_LEN)
+
+
+@pytest.mark.parametrize("lengths", [[0, 4], (0, 4), torch.tensor([0, 4]), np.array([0, 4])], ids=repr)
+def test_lengths_may_come_as_any_kind_of_list(lengths: Any) -> None:
+    assert checks.check_lengths(lengths, BATCH, Q_LEN) == (0, 4)
+    assert checks.real_tokens(torch.zeros(BATCH, Q_LEN, 3), lengths).tolist() == [[False] * 4, [True] * 4]
+
+
+def test_lengths_without_a_cache_are_refused() -> None:
+    with pytest.raises(ph.ShapeError, match="lengths say which tokens a cache keeps, and there is none; without one,"):
+        ph.attend(**arguments("gqa"), lengths=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1.0]], "x is a list; give a torch.Tensor"),
+        (torch.zeros(2, 8), "x has shape [2, 8]; give [batch, tokens, 8]"),
+        (torch.zeros(2, 4, 7), "x has shape [2, 4, 7]; give [batch, tokens, 8]"),
+        (torch.zeros(2, 4, 1, 8), "x has shape [2, 4, 1, 8]; give [batch, tokens, 8]"),
+    ],
+    ids=["no tensor", "no batch", "width", "heads"],
+)
+def test_what_a_layer_is_given_must_be_tokens_of_its_width(x: Any, message: str) -> None:
+    weight = torch.zeros(8, 8)
+    checks.check_tokens("x", torch.zeros(2, 4, 8), 8, weight)
+    with pytest.raises(ph.ShapeError, match=re.escape(message)):
+        checks.check_tokens("x", x, 8, weight)
+
+
+def test_autocast_makes_its_own_dtype_of_all_but_float64() -> None:
+    dtypes = (torch.float64, torch.float32, torch.float16)
+    assert [checks.autocast_dtype("cpu", dtype) for dtype in dtypes] == list(dtypes)
+    assert checks.autocast_dtype("meta", torch.float32) == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = [checks.autocast_dtype("cpu", dtype) for dtype in dtypes]
+    assert inside == [torch.float64, torch.bfloat16, torch.bfloat16]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyhead as ph
 from polyhead.kernels import dense
 from tests.inputs import Inputs, spec
+from tests.kernels.watch import NothingAsLargeAs
 from tests.tolerances import assert_close
 
 LENGTH = 6
@@ -61,22 +61,8 @@ def test_which_form_of_sdpa_a_case_takes(
     }[form]
 
 
-class NoCopyOf(TorchDispatchMode):
-    """Fails where an operation makes a tensor as large as keys or values repeated for every query head."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.operations += 1
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, torch.Tensor):
-                size = tensor.untyped_storage().nbytes() // tensor.element_size()
-                assert size < self.limit, f"{func} makes a tensor {list(tensor.shape)}"
-        return made
+REPEATED = 2 * 8 * 100 * 32
+"""Elements of keys repeated for every query head, at the sizes below."""
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
@@ -90,7 +76,7 @@ def test_grouped_heads_are_read_where_they_lie(
     storage = ph.Grouped(num_heads=8, num_kv_heads=num_kv_heads, head_dim=32)
     inputs = Inputs.draw(ph.AttentionSpec(storage=storage, pattern=pattern), 0, q_len=q_len, kv_len=100)
     leaves = inputs.tensors(torch.float32, requires_grad=training)
-    with NoCopyOf(limit=2 * 8 * 100 * 32) as watch:
+    with NothingAsLargeAs(REPEATED) as watch:
         output = inputs.attend(leaves, kernel=kernel)
     assert watch.operations
     assert_close(output, inputs.oracle(), torch.float32)
@@ -98,7 +84,7 @@ def test_grouped_heads_are_read_where_they_lie(
 
 def test_the_watch_for_copies_sees_one() -> None:
     key = torch.zeros(2, 2, 100, 32)
-    with pytest.raises(AssertionError, match=r"makes a tensor \[2, 2, 4, 100, 32\]"), NoCopyOf(limit=2 * 8 * 100 * 32):
+    with pytest.raises(AssertionError, match=r"makes a tensor \[2, 2, 4, 100, 32\]"), NothingAsLargeAs(REPEATED):
         key.repeat_interleave(4, dim=1)
 
 

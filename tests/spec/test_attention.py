@@ -30,6 +30,7 @@ from polyhead.spec import (
     Softmax,
 )
 from polyhead.spec.attention import _choice_types
+from tests.pictures import lines
 from tests.spec.schema_1_specs import SPECS
 from tests.strategies import layers, specs
 
@@ -141,6 +142,34 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: LayerSpec(attention=SPECS[0], embed_dim=4, qkv_bias=1), "qkv_bias=1 is not allowed; use True or False"),
     (lambda: LayerSpec(attention=SPECS[0], embed_dim=4, norm_eps=0), "norm_eps=0 is not allowed"),
+    (
+        lambda: LayerSpec(attention=SPECS[0], embed_dim=4, source="cross", context_dim=0),
+        "context_dim=0 is not allowed; give a whole number of at least 1",
+    ),
+    (
+        lambda: LayerSpec(attention=SPECS[0], embed_dim=4, context_dim=6),
+        "context_dim=6 says nothing with source='self'; use source='cross'",
+    ),
+    (
+        lambda: LayerSpec(attention=SPECS[0], embed_dim=4, latent_norm=False),
+        "latent_norm=False says nothing with Grouped, which has no latent; leave it",
+    ),
+    (
+        lambda: LayerSpec(attention=SPECS[0], embed_dim=4, latent_norm=1),
+        "latent_norm=1 is not allowed; use True or False",
+    ),
+    (
+        lambda: LayerSpec(attention=AttentionSpec(storage=MLA), embed_dim=4, qk_norm=True),
+        "qk_norm=True needs the keys of every head, which Latent never forms; use latent_norm",
+    ),
+    (
+        lambda: LayerSpec.of(SPECS[0]),
+        "an AttentionSpec says nothing of the layer's width; give embed_dim=, or a LayerSpec",
+    ),
+    (
+        lambda: LayerSpec.of(LayerSpec(attention=SPECS[0], embed_dim=4), 8),
+        "embed_dim=8 is given beside a LayerSpec, which has 4; leave it out",
+    ),
 ]
 
 
@@ -148,6 +177,152 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 def test_what_is_no_choice_is_refused(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(SpecError, match=re.escape(message)):
         build()
+
+
+# --- a layer
+
+
+def test_a_layer_is_made_of_four_choices_and_a_width_or_stays_as_it_is() -> None:
+    layer = LayerSpec(attention=SPECS[0], embed_dim=4, out_bias=True)
+    assert LayerSpec.of(layer) is layer
+    assert LayerSpec.of(SPECS[0], 4) == LayerSpec(attention=SPECS[0], embed_dim=4)
+
+
+def test_a_context_is_as_wide_as_the_layer_unless_it_says_otherwise() -> None:
+    def context_dim(**fields: Any) -> int | None:
+        return LayerSpec(attention=SPECS[0], embed_dim=4, **fields).context_dim
+
+    assert context_dim() is None
+    assert context_dim(source="cross") == 4
+    assert context_dim(source="cross", context_dim=6) == 6
+
+
+def test_a_latent_is_normed_unless_the_layer_says_otherwise() -> None:
+    def latent_norm(storage: Any, **fields: Any) -> bool | None:
+        return LayerSpec(attention=AttentionSpec(storage=storage), embed_dim=4, **fields).latent_norm
+
+    assert latent_norm(GQA) is None
+    assert latent_norm(MLA) is latent_norm(MLA, latent_norm=True) is True
+    assert latent_norm(MLA, latent_norm=False) is False
+
+
+WIDE_VALUES = Grouped(num_heads=6, num_kv_heads=2, head_dim=8, v_head_dim=5)
+LOW_RANK = Latent(num_heads=6, kv_lora_rank=16, q_lora_rank=24, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=5)
+
+LAYERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "grouped": (
+        {"storage": WIDE_VALUES},
+        {},
+        """
+        q_proj.weight 48 32
+        k_proj.weight 16 32
+        v_proj.weight 10 32
+        o_proj.weight 32 30
+        """,
+    ),
+    "biases and norms": (
+        {"storage": GQA},
+        {"qkv_bias": True, "out_bias": True, "qk_norm": True},
+        """
+        q_proj.weight 48 32
+        q_proj.bias 48
+        k_proj.weight 16 32
+        k_proj.bias 16
+        v_proj.weight 16 32
+        v_proj.bias 16
+        q_norm.weight 8
+        k_norm.weight 8
+        o_proj.weight 32 48
+        o_proj.bias 32
+        """,
+    ),
+    "cross": (
+        {"storage": GQA},
+        {"source": "cross", "context_dim": 20},
+        """
+        q_proj.weight 48 32
+        k_proj.weight 16 20
+        v_proj.weight 16 20
+        o_proj.weight 32 48
+        """,
+    ),
+    "differential": (
+        {"storage": GQA, "weighting": Differential()},
+        {},
+        """
+        q_proj.weight 96 32
+        k_proj.weight 32 32
+        v_proj.weight 32 32
+        o_proj.weight 32 96
+        lambda_q1 8
+        lambda_k1 8
+        lambda_q2 8
+        lambda_k2 8
+        sub_norm 16
+        """,
+    ),
+    "learned": (
+        {"storage": GQA, "position": RelativeBias.t5(num_buckets=10), "weighting": Softmax(sink=True)},
+        {"out_bias": True},
+        """
+        q_proj.weight 48 32
+        k_proj.weight 16 32
+        v_proj.weight 16 32
+        o_proj.weight 32 48
+        o_proj.bias 32
+        bias_table 10 6
+        sinks 6
+        """,
+    ),
+    "latent": (
+        {"storage": MLA},
+        {},
+        """
+        q_proj.weight 72 32
+        kv_a_proj.weight 20 32
+        kv_a_norm.weight 16
+        o_proj.weight 32 30
+        w_uk 6 8 16
+        w_uv 6 5 16
+        """,
+    ),
+    "low-rank query": (
+        {"storage": LOW_RANK},
+        {"qkv_bias": True},
+        """
+        q_a_proj.weight 24 32
+        q_a_proj.bias 24
+        q_a_norm.weight 24
+        q_b_proj.weight 72 24
+        kv_a_proj.weight 20 32
+        kv_a_proj.bias 20
+        kv_a_norm.weight 16
+        o_proj.weight 32 30
+        w_uk 6 8 16
+        w_uv 6 5 16
+        """,
+    ),
+    "differential latent of a context, without norms": (
+        {"storage": LOW_RANK, "weighting": Differential(form="clipped")},
+        {"latent_norm": False, "source": "cross", "context_dim": 20},
+        """
+        q_a_proj.weight 24 32
+        q_b_proj.weight 144 24
+        kv_a_proj.weight 20 20
+        o_proj.weight 32 30
+        w_uk 12 8 16
+        w_uv 6 5 16
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_tensor_of_a_layer_by_its_name_in_order(name: str) -> None:
+    choices, fields, expected = LAYERS[name]
+    layer = LayerSpec(attention=AttentionSpec(**choices), embed_dim=32, **fields)
+    shapes = layer.parameter_shapes()
+    assert [" ".join(map(str, (tensor, *shape))) for tensor, shape in shapes.items()] == lines(expected)
 
 
 # --- JSON
@@ -178,6 +353,18 @@ def test_what_schema_1_wrote_can_be_read_for_ever() -> None:
     for entry, expected in zip(SAVED, SPECS, strict=True):
         assert entry["schema"] == 1
         assert type(expected).from_json(json.dumps(entry)) == expected
+
+
+def test_a_layer_saved_before_it_had_a_field_gets_that_field_s_usual_value() -> None:
+    def read(**changes: Any) -> LayerSpec:
+        return LayerSpec.from_json(json.dumps({**SAVED[-1], "qk_norm": False, **changes}))
+
+    assert not {"context_dim", "latent_norm"} & set(SAVED[-1])
+    old = read()
+    assert (old.source, old.context_dim, old.latent_norm) == ("cross", old.embed_dim, None)
+    assert read(source="self").context_dim is None
+    latent = json.loads(AttentionSpec(storage=MLA).to_json())
+    assert read(attention={name: value for name, value in latent.items() if name != "schema"}).latent_norm is True
 
 
 def test_the_saved_file_has_every_type_that_schema_1_can_hold() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from hypothesis import given, strategies as st
 
 from polyhead.errors import SpecError
 from polyhead.spec import AllOf, AnyOf, Band, Causal, Chunked, Full, Global, Links, Pattern, RandomLinks, SlidingWindow
+from polyhead.spec.ranges import BlockState, KeyRange, Reach
 from tests.pictures import drawn, grid, lines
-from tests.strategies import patterns, primitives
+from tests.strategies import bands, chunks, globals_, patterns, primitives
 
 PICTURES = {
     "full": (
@@ -215,6 +218,76 @@ def test_a_primitive_that_is_not_causal_shows_a_later_key(pattern: Pattern) -> N
     if not pattern.is_causal and not isinstance(pattern, RandomLinks):  # a draw over all may miss the future
         heads = range(max(pattern.table_heads, default=1))
         assert any(np.triu(grid(pattern, 40, 40, head=head), k=1).any() for head in heads)
+
+
+# --- how far back a query looks
+
+
+REACHES: dict[str, tuple[Pattern, Reach, str]] = {
+    "full": (Full(), Reach(left=None), "#########"),
+    "causal": (Causal(), Reach(left=None), "#########"),
+    "window of the last three": (SlidingWindow.causal(3), Reach(left=2), "......###"),
+    "window of two earlier and any later": (SlidingWindow(left=2), Reach(left=2), "......###"),
+    "window of three later": (SlidingWindow(right=3), Reach(left=None), "#########"),
+    "itself alone": (SlidingWindow(left=0, right=0), Reach(left=0), "........#"),
+    "chunks of three": (Chunked(size=3), Reach(left=2), "......###"),
+    "chunks of three with the chunk before": (Chunked(size=3, left=1, right=4), Reach(left=5), "...######"),
+    "chunks of one with two before": (Chunked(size=1, left=2), Reach(left=2), "......###"),
+    "first two global": (Global(first=2), Reach(left=0, first=2), "##......#"),
+    "last one global": (Global(first=1, last=1), Reach(left=None), "#########"),
+    "random links": (RandomLinks(per_query=1, seed=0), Reach(left=None), "#########"),
+    "given links": (Links(table=(((0,), (0,)),)), Reach(left=None), "#########"),
+}
+
+
+@pytest.mark.parametrize("name", REACHES)
+def test_what_the_query_at_8_needs_of_the_past_is_as_it_was_drawn(name: str) -> None:
+    pattern, reach, picture = REACHES[name]
+    assert pattern.reach == reach
+    assert "".join(".#"[int(is_within(reach, 8, key))] for key in range(9)) == picture
+    seen = grid(pattern & Causal(), 9, 9)[8]
+    assert not any(seen[key] and picture[key] == "." for key in range(9))
+
+
+def is_within(reach: Reach, query: int, key: int) -> bool:
+    return reach.left is None or key >= query - reach.left or key < reach.first
+
+
+@given(bands() | chunks() | globals_())
+def test_the_reach_of_a_simple_pattern_is_no_longer_than_it_must_be(pattern: Pattern) -> None:
+    left, first = pattern.reach
+    if left is not None:
+        seen = grid(pattern & Causal(), 40, 40)
+        assert left == 0 or any(seen[query, query - left] for query in range(30, 40))
+        assert first == 0 or seen[39, first - 1]
+
+
+@pytest.mark.parametrize(
+    ("reach", "size"), [(Reach(left=None), math.inf), (Reach(left=0), 1), (Reach(left=3, first=2), 6)]
+)
+def test_how_many_keys_a_query_sees_at_most(reach: Reach, size: float) -> None:
+    assert reach.size() == size
+
+
+# --- what a pattern depends on
+
+
+def test_no_token_past_the_end_is_global_where_only_first_ones_are() -> None:
+    """A cached query stands past the keys that there are, and must see what it would see in the whole text."""
+    pattern = Global(first=2)
+    seen = pattern.allowed(np.array([1, 4, 7]), np.arange(9), kv_len=5)
+    assert ["".join(".#"[int(pair)] for pair in row) for row in seen] == ["#########", "##.......", "##......."]
+    assert pattern.key_ranges(5, 8, kv_len=5) == [KeyRange(0, 2, BlockState.FULL)]
+    assert pattern.key_ranges(4, 6, kv_len=5) == [KeyRange(0, 2, BlockState.FULL)]
+    assert Global(first=2, last=1).key_ranges(5, 8, kv_len=5) == [KeyRange(0, 5, BlockState.FULL)]
+
+
+@given(patterns(), st.integers(1, 12), st.integers(1, 12))
+def test_what_a_query_past_the_end_sees_does_not_depend_on_the_end(pattern: Pattern, kv_len: int, more: int) -> None:
+    if not pattern.depends_on_kv_len:
+        queries, keys = np.arange(kv_len, kv_len + more), np.arange(kv_len + more)
+        short, long = (pattern.allowed(queries, keys, kv_len=length) for length in (kv_len, kv_len + more))
+        assert (short == long).all()
 
 
 @given(patterns(), st.integers(1, 12), st.integers(1, 12))

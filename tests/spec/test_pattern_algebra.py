@@ -1,13 +1,27 @@
-"""`&` and `|`: equal sets compare equal, and the algebra of patterns is that of their pairs."""
+"""`&` and `|`: equal sets compare equal, the algebra of patterns is that of their pairs, and their reach is enough."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from polyhead.spec import AllOf, AnyOf, Band, BigBird, Causal, Chunked, Full, Global, Pattern, SlidingWindow
+from polyhead.spec import (
+    AllOf,
+    AnyOf,
+    Band,
+    BigBird,
+    Causal,
+    Chunked,
+    Full,
+    Global,
+    Pattern,
+    RandomLinks,
+    SlidingWindow,
+)
+from polyhead.spec.ranges import Reach
 from tests.pictures import grid
-from tests.strategies import bands, chunks, globals_, patterns, primitives
+from tests.strategies import bands, chunks, globals_, patterns, primitives, sizes, small
 
 Kind = type[AllOf] | type[AnyOf]
 
@@ -102,3 +116,60 @@ def test_parts_lie_flat_and_sorted() -> None:
     assert pattern.parts == (Causal(), Chunked(size=2), Global(first=3))
     nested = (Causal() & Chunked(size=2)) | Global(first=1)
     assert repr(nested) == "(Causal() & Chunked(size=2)) | Global(first=1)"
+
+
+# --- how far back a query looks
+
+
+SINK_AND_WINDOW = SlidingWindow.causal(3) | Global(first=2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reach"),
+    [
+        # an intersection looks no further back than its nearest part
+        (Chunked(size=4) & Causal(), Reach(left=3)),
+        (Chunked(size=4) & SlidingWindow(left=9), Reach(left=3)),
+        (RandomLinks(per_query=2, seed=0) & SlidingWindow(left=5), Reach(left=5)),
+        (RandomLinks(per_query=2, seed=0) & Causal(), Reach(left=None)),
+        (Global(first=1, last=2) & SlidingWindow(left=5), Reach(left=5)),
+        (Global(first=3) & Causal(), Reach(left=0, first=3)),
+        (Global(first=9) & SlidingWindow(left=5), Reach(left=5)),
+        # a union looks as far back as its furthest part, and keeps what any keeps
+        (SlidingWindow(left=2, right=0) | Chunked(size=6), Reach(left=5)),
+        (SlidingWindow.causal(3) | Causal() & Chunked(size=6), Reach(left=5)),
+        (SINK_AND_WINDOW, Reach(left=2, first=2)),
+        (SINK_AND_WINDOW | Causal() & Chunked(size=5) | Global(first=1), Reach(left=4, first=2)),
+        (SINK_AND_WINDOW | RandomLinks(per_query=1, seed=0), Reach(left=None)),
+        (BigBird(), Reach(left=None)),
+        (BigBird(num_random=0, radius=3), Reach(left=3, first=1)),
+        # nested
+        (SINK_AND_WINDOW & Causal(), Reach(left=2, first=2)),
+        (SINK_AND_WINDOW & Chunked(size=8), Reach(left=2, first=2)),
+        (SINK_AND_WINDOW & SlidingWindow(left=3), Reach(left=3)),
+        ((Causal() | Chunked(size=2)) & SINK_AND_WINDOW, Reach(left=2, first=2)),
+    ],
+    ids=repr,
+)
+def test_the_reach_of_a_combination(pattern: Pattern, reach: Reach) -> None:
+    assert pattern.reach == reach
+
+
+near = st.builds(Band, left=small, right=st.none() | small) | chunks() | st.builds(Global, first=sizes)
+"""Patterns whose past is bounded."""
+
+
+@for_examples
+def test_a_query_sees_nothing_of_the_past_beyond_its_reach(examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(patterns(near), st.just(Causal()) | patterns())
+    def holds(bounded: Pattern, other: Pattern) -> None:
+        pattern = bounded & other & Causal()
+        left, first = pattern.reach
+        assert left is not None
+        query, key = np.indices((24, 24))
+        kept = (key >= query - left) | (key < first)
+        for head in range(min(pattern.table_heads, default=2)):
+            assert not (grid(pattern, 24, 24, head=head) & ~kept).any()
+
+    holds()

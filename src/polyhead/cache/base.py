@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyhead.errors import ShapeError, SpecError, UnsupportedError
 from polyhead.kernels import checks
-from polyhead.kernels.common import Call, prepared
+from polyhead.kernels.common import Call, full_precision, prepared
 from polyhead.spec import AttentionSpec, retention
 from polyhead.spec.choice import as_int
 
@@ -106,20 +106,23 @@ class Cache(abc.ABC):
         Raises:
             ShapeError: If something does not fit the cache, or passes ``max_seq_len``.
         """
+        if not isinstance(key, Tensor):
+            raise ShapeError(f"key is a {type(key).__name__}; give a torch.Tensor")
         heads, width = self.spec.input_shapes()["query"] or (0, 0)
-        nothing = key.new_zeros(())
-        query = nothing.expand(key.shape[0], heads, key.shape[-2] if self.source == "self" else 0, width)
+        tokens = key.shape[2] if key.dim() == 4 and self.source == "self" else 0
+        dtype = key.dtype if key.is_floating_point() else self.dtype  # what is wrong with a key is said of the key
+        nothing = torch.zeros((), dtype=dtype, device=key.device)
         shapes = self.spec.parameter_shapes()
         unread = {name: nothing.expand(shape) for name, shape in shapes.items() if name not in self._reads}
         with torch.no_grad():
             call = checks.checked_call(
-                {"query": query, "key": key, "value": value},
+                {"query": nothing.expand(key.shape[0], heads, tokens, width), "key": key, "value": value},
                 self.spec,
                 params={**unread, **(params or {})},
                 key_mask=key_mask,
                 lengths=lengths,
             )
-            with self.appending(prepared(self.placed(call))):
+            with full_precision(key.device.type), self.appending(prepared(self.placed(call))):
                 pass
 
     def placed(self, call: Call) -> Call:
@@ -141,7 +144,17 @@ class Cache(abc.ABC):
             raise UnsupportedError(f"{given} are given, and a cache counts on from its last token; leave them out")
         self._check(call)
         query_positions, key_positions = self._places(call)
-        return dataclasses.replace(call, query_positions=query_positions, key_positions=key_positions)
+        call = dataclasses.replace(call, query_positions=query_positions, key_positions=key_positions)
+        return call if call.lengths is None else self._without_padding(call, call.lengths)
+
+    def _without_padding(self, call: Call, counts: Sequence[int]) -> Call:
+        """Blank what lies past the sequences' lengths, which may be anything."""
+        padding = ~checks.real_tokens(call.query.movedim(2, 1), counts)[:, None, :, None]
+        blanked: dict[str, Any] = {"query": call.query.masked_fill(padding, 0.0)}
+        if self.source == "self":
+            blanked["key"] = call.key.masked_fill(padding, 0.0)
+            blanked |= {} if call.value is None else {"value": call.value.masked_fill(padding, 0.0)}
+        return dataclasses.replace(call, **blanked)
 
     def _places(self, call: Call) -> tuple[Tensor, Tensor]:
         if call.query.shape[2] != call.key.shape[2]:
@@ -196,12 +209,11 @@ class Cache(abc.ABC):
                 raise ShapeError(
                     f"crop cannot leave {left} tokens of sequence {row}, which has {there}; give 0 to {there}"
                 )
-        self._crop(wanted)
-        self.lengths = wanted
+        vars(self).update(self._cropped(wanted))
 
-    @abc.abstractmethod
-    def _crop(self, lengths: tuple[int, ...]) -> None:
-        """Prepare for shorter lengths, or raise UnsupportedError before anything changes."""
+    def _cropped(self, lengths: tuple[int, ...]) -> dict[str, Any]:
+        """Return every attribute that `crop` changes, or raise UnsupportedError."""
+        return {"lengths": lengths}
 
     def reorder(self, rows: Sequence[int] | Tensor) -> None:
         """Let sequence n continue what sequence ``rows[n]`` was, as beam search does; there may be more or fewer.
@@ -216,13 +228,17 @@ class Cache(abc.ABC):
         for row in wanted:
             if not 0 <= row < self.batch:
                 raise ShapeError(f"reorder got sequence {row} of {self.batch}; give numbers from 0 to {self.batch - 1}")
-        self._reorder(list(wanted))
-        self.lengths = tuple(self.lengths[row] for row in wanted)
-        self.batch = len(wanted)
+        vars(self).update(self._reordered(wanted))  # all at once, or not at all
 
-    def _reorder(self, rows: list[int]) -> None:
+    def _reordered(self, rows: tuple[int, ...]) -> dict[str, Any]:
+        """Return every attribute that `reorder` changes."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        self._tensors = {name: tensor.index_select(0, index) for name, tensor in self._tensors.items()}
+        tensors = {name: self._picked(tensor, index) for name, tensor in self._tensors.items()}
+        return {"_tensors": tensors, "lengths": tuple(self.lengths[row] for row in rows), "batch": len(rows)}
+
+    def _picked(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        """Return some sequences' part of a tensor as a new one."""
+        return own(tensor.index_select(0, rows))
 
     def reset(self) -> None:
         """Forget everything; what is reserved stays reserved."""
@@ -231,10 +247,7 @@ class Cache(abc.ABC):
     def clone(self) -> Self:
         """Return a cache of its own with the same content."""
         twin = copy.copy(self)
-        twin._tensors = {
-            name: new_tensor(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
-            for name, tensor in self._tensors.items()
-        }
+        twin._tensors = {name: own(tensor) for name, tensor in self._tensors.items()}
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -266,6 +279,8 @@ class Cache(abc.ABC):
         Raises:
             ShapeError: If a tensor is missing, too many, or of another shape or dtype.
         """
+        if self.max_seq_len is not None and max((0, *lengths)) > self.max_seq_len:
+            raise ShapeError(f"its lengths {list(lengths)} pass its max_seq_len={self.max_seq_len}")
         self.lengths = lengths
         expected = self._saved_shapes(options, masked="mask" in tensors)
         if set(tensors) != set(expected):
@@ -304,7 +319,7 @@ class Cache(abc.ABC):
             raise SpecError(
                 f"the cache was made for {self.spec!r} and this call is for {call.case.spec!r}; use its own"
             )
-        for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value)):
+        for name, tensor in (("key", call.key), ("value", call.value), ("query", call.query)):
             if tensor is None:
                 continue
             if tensor.shape[0] != self.batch:
@@ -337,3 +352,8 @@ def new_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     """Return zeros that may be written into later, with or without `torch.inference_mode`."""
     with torch.inference_mode(False):
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own, which may be written into like that of `new_tensor`."""
+    return new_tensor(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyhead.cache.base import Saved
+from polyhead.cache.base import Saved, own
 from polyhead.cache.rows import RowCache, new_rows
 from polyhead.errors import ShapeError
 from polyhead.kernels.common import Call
@@ -53,7 +53,7 @@ class ContextCache(RowCache):
                     f"the cache has a context of {self.context_length} tokens already, which is fixed; give none, "
                     "or reset() the cache"
                 )
-            self._tensors = new_rows(call)
+            self._tensors = {name: own(tensor) for name, tensor in new_rows(call).items()}
         self.lengths = self._grown(counts)
         if not self.has_context:
             yield call
@@ -62,11 +62,7 @@ class ContextCache(RowCache):
         yield self._over(call, self._tensors, key_positions, aligned=False)
 
     def reset(self) -> None:  # noqa: D102
-        super().reset()
-        self._tensors = {}
-
-    def _crop(self, lengths: tuple[int, ...]) -> None:
-        pass
+        vars(self).update(_tensors={}, **self._cropped((0,) * self.batch))
 
     def _places(self, call: Call) -> tuple[Tensor, Tensor]:
         return self.positions(call.query.shape[2]), call.key_positions
@@ -76,7 +72,7 @@ class ContextCache(RowCache):
         return {} if tokens is None else self._row_shapes(tokens, masked=masked)
 
     def _restore(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
-        self._tensors = dict(tensors)
+        self._tensors = {name: own(tensor) for name, tensor in tensors.items()}
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         return {**super().options(), "context_length": self.context_length if self.has_context else None}

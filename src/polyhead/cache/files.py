@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from polyhead.cache.make import new_cache
 from polyhead.errors import CheckpointError, PolyheadError, SpecError, require_extra
 from polyhead.files import replacing
 from polyhead.spec import AttentionSpec
+from polyhead.spec.choice import as_int
 
 VERSION = 1
 """Version of the file's header. Files of every earlier version stay readable."""
@@ -23,20 +25,50 @@ VERSION = 1
 HEADER = "polyhead_cache"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of its cache.
+
+    Attributes:
+        version: Version of this header.
+        spec: The mechanism, as JSON-ready data.
+        source: ``"self"`` or ``"cross"``.
+        dtype: Dtype of the keys and values that the cache takes, by torch's name.
+        lengths: The sequences' lengths.
+        options: What `Cache.options` returned.
+    """
+
+    version: int
+    spec: dict[str, Any]
+    source: str
+    dtype: str
+    lengths: tuple[int, ...]
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        as_int("version", self.version, at_least=1)
+        lengths = tuple(as_int("lengths", length, at_least=0) for length in self.lengths)
+        object.__setattr__(self, "lengths", lengths)
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise SpecError(f"dtype={self.dtype!r} is none that torch has")
+        if not isinstance(self.options, dict):
+            raise SpecError(f"options={self.options!r} are no object")
+
+
 def save(cache: Cache, path: str | os.PathLike[str]) -> None:
     """Write a cache to a file; see `Cache.save`."""
     safetensors_torch = require_extra("safetensors.torch", "torch", "saving a cache")
-    header = {
-        "version": VERSION,
-        "spec": json.loads(cache.spec.to_json()),
-        "source": cache.source,
-        "dtype": str(cache.dtype).removeprefix("torch."),
-        "lengths": cache.lengths,
-        "options": cache.options(),
-    }
+    header = Header(
+        version=VERSION,
+        spec=json.loads(cache.spec.to_json()),
+        source=cache.source,
+        dtype=str(cache.dtype).removeprefix("torch."),
+        lengths=cache.lengths,
+        options=cache.options(),
+    )
     tensors = {name: tensor.cpu().contiguous() for name, tensor in cache.saved_tensors().items()}
     with replacing(Path(path)) as beside:
-        safetensors_torch.save_file(tensors, beside, {HEADER: json.dumps(header)})
+        safetensors_torch.save_file(tensors, beside, {HEADER: json.dumps(dataclasses.asdict(header))})
 
 
 def load(
@@ -59,23 +91,22 @@ def load(
         SpecError: If it was saved from another spec.
     """
     header, tensors = _read(Path(path), str(torch.device(device)))
-    if (header["spec"], header["source"]) != (json.loads(spec.to_json()), source):
+    if (header.spec, header.source) != (json.loads(spec.to_json()), source):
         raise SpecError(
-            f"{path} was saved from another spec, {json.dumps(header['spec'])} with source={header['source']!r}; "
+            f"{path} was saved from another spec, {json.dumps(header.spec)} with source={header.source!r}; "
             f"this one is {spec.to_json()} with source={source!r}; load it into a layer of its own spec"
         )
-    lengths, options = tuple(header["lengths"]), header["options"]
-    asked = {name: options[name] for name in ("max_seq_len", "slack") if name in options}
-    dtype = getattr(torch, header["dtype"])
-    cache = new_cache(spec, batch=len(lengths), source=source, dtype=dtype, device=device, **asked)
+    asked: dict[str, Any] = {name: header.options[name] for name in ("max_seq_len", "slack") if name in header.options}
+    asked |= {"dtype": getattr(torch, header.dtype), "device": device, "source": source}
     try:
-        cache.restore(tensors, lengths, options)
-    except PolyheadError as error:
+        cache = new_cache(spec, batch=len(header.lengths), **asked)
+        cache.restore(tensors, header.lengths, header.options)
+    except (PolyheadError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold what its header says: {error}") from error
     return cache
 
 
-def _read(path: Path, device: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+def _read(path: Path, device: str) -> tuple[Header, Mapping[str, Tensor]]:
     safetensors = require_extra("safetensors", "torch", "loading a cache")
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; write one with cache.save(path)")
@@ -87,10 +118,17 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], Mapping[str, Tensor]
         raise CheckpointError(f"{path} is cut short, or no safetensors file ({error}); save it again") from error
     if HEADER not in metadata:
         raise CheckpointError(f"{path} holds no cache; write one with cache.save(path)")
-    header = json.loads(metadata[HEADER])
-    if header["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} is a cache of version {header['version']} and this polyhead reads up to {VERSION}; "
-            "install a newer polyhead"
-        )
-    return header, tensors
+    return _header(path, metadata[HEADER]), tensors
+
+
+def _header(path: Path, text: str) -> Header:
+    try:
+        fields = json.loads(text)
+        version = as_int("version", fields["version"], at_least=1)
+        if version > VERSION:  # before fields that only a newer one has
+            raise CheckpointError(
+                f"{path} is a cache of version {version} and this polyhead reads up to {VERSION}; install a newer one"
+            )
+        return Header(**fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} has a header that is none of a cache: {error!r}; save it again") from error

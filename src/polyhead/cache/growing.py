@@ -55,9 +55,10 @@ class GrowingCache(RowCache):
         for name, tensor in small.items():
             self._tensors[name][:, :, : self._filled] = tensor[:, :, : self._filled]
 
-    def _crop(self, lengths: tuple[int, ...]) -> None:
-        pass  # what lies past a sequence's length is later than any query, so no query sees it
+    @property
+    def _filled(self) -> int:
+        return self.length
 
-    def restore(self, tensors: Mapping[str, Tensor], lengths: tuple[int, ...], options: Mapping[str, Any]) -> None:  # noqa: D102
-        self._make_room(max((0, *lengths)))
-        super().restore(tensors, lengths, options)
+    def _restore(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
+        self._tensors = self._reserved(max(self.length, self.slots))
+        super()._restore(tensors, options)

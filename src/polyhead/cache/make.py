@@ -11,8 +11,9 @@ from polyhead.cache.context import ContextCache
 from polyhead.cache.growing import GrowingCache
 from polyhead.cache.rolling import RollingCache
 from polyhead.cache.state import StateCache
-from polyhead.errors import UnsupportedError
+from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.spec import AttentionSpec, retention
+from polyhead.spec.choice import as_int, one_of
 
 
 def new_cache(
@@ -42,9 +43,14 @@ def new_cache(
         The cache.
 
     Raises:
-        SpecError: If the spec has none, see `polyhead.spec.caching.retention`.
+        SpecError: If the spec has none, see `polyhead.spec.caching.retention`; or if a number is not a whole one.
+        ShapeError: If ``dtype`` is not a floating one.
         UnsupportedError: If ``slack`` is asked of a cache that keeps sums.
     """
+    one_of("source", source, ("self", "cross"))
+    as_int("slack", slack, at_least=0)
+    if not dtype.is_floating_point:
+        raise ShapeError(f"dtype={dtype} is not allowed; give a floating dtype")
     kind = retention(spec, source).kind
     where = torch.empty(0, device=device).device  # as tensors name it: cuda becomes cuda:0
     made_of: dict[str, Any] = {"batch": batch, "max_seq_len": max_seq_len, "dtype": dtype, "device": where}

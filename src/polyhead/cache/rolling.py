@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyhead.cache.base import own
 from polyhead.cache.rows import RowCache
-from polyhead.errors import UnsupportedError
+from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.kernels.common import Call
 from polyhead.spec import AttentionSpec
 from polyhead.spec.choice import as_int
@@ -70,31 +71,40 @@ class RollingCache(RowCache):
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:
         grown = self._grown(counts)
+        after = {"lengths": grown, "_longest": tuple(map(max, self._longest, grown))}
         rows = self._with_mask(call)
-        longest = tuple(max(pair) for pair in zip(self._longest, grown, strict=True))
-        fits = all(n <= self.slots or count <= self.slack + 1 for n, count in zip(grown, counts, strict=True))
-        if not fits:
-            beside = {
-                name: torch.cat([tensor[:, :, : self._filled], rows[name]], 2) for name, tensor in self._tensors.items()
-            }
-            old, new = self._slot_positions(), call.key_positions
-            most = max(len(old), len(new))
-            positions = torch.cat([old.expand(most, -1), new.expand(most, -1)], dim=1)
-            yield self._over(call, beside, positions, aligned=False)
-            for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
-                self._write_last(row, {name: new[row] for name, new in rows.items()}, length, count)
-            self.lengths, self._longest = grown, longest
+        if any(n > self.slots and count > self.slack + 1 for n, count in zip(grown, counts, strict=True)):
+            yield self._over(call, *self._beside(rows, call.key_positions), aligned=False)
+            vars(self).update(_tensors=self._rolled_on(rows, counts), **after)
             return
         slots = self._slots_of(call.key_positions)
         overwritten = self._read(slots)
-        self._write(rows, counts, slots)
-        self.lengths, self._longest = grown, longest
         try:
+            self._write(rows, counts, slots)
+            vars(self).update(after)
             seen = {name: tensor[:, :, : self._filled] for name, tensor in self._tensors.items()}
             yield self._over(call, seen, self._slot_positions(), aligned=False)
         except BaseException:
             self._write(overwritten, counts, slots)
             raise
+
+    def _beside(self, rows: Mapping[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what is stored with new tokens after it, and the positions of all."""
+        both = {name: torch.cat([self._tensors[name][:, :, : self._filled], new], dim=2) for name, new in rows.items()}
+        stored = self._slot_positions()
+        most = max(len(stored), len(positions))
+        return both, torch.cat([stored.expand(most, -1), positions.expand(most, -1)], dim=1)
+
+    def _rolled_on(self, rows: Mapping[str, Tensor], counts: Sequence[int]) -> dict[str, Tensor]:
+        """Return new tensors that hold of old and new tokens those that are kept."""
+        tensors = {name: own(tensor) for name, tensor in self._tensors.items()}
+        for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            token = torch.arange(count, device=self.device)
+            token = token[(length + token < self._first) | (token >= count - self._ring)]
+            slots = self._slots_of(length + token)
+            for name, new in rows.items():
+                tensors[name][row].index_copy_(1, slots, new[row][:, token])
+        return tensors
 
     def _slots_of(self, positions: Tensor) -> Tensor:
         ring = self._first + (positions - self._first) % self._ring
@@ -114,15 +124,7 @@ class RollingCache(RowCache):
             name: tensor[every, :, slots.expand(self.batch, -1)].movedim(1, 2) for name, tensor in self._tensors.items()
         }
 
-    def _write_last(self, row: int, rows: Mapping[str, Tensor], length: int, count: int) -> None:
-        """Write those of one sequence's new tokens that are kept, ``rows [heads, tokens, width]``."""
-        token = torch.arange(count, device=self.device)
-        token = token[(length + token < self._first) | (token >= count - self._ring)]
-        slots = self._slots_of(length + token)
-        for name, new in rows.items():
-            self._tensors[name][row].index_copy_(1, slots, new[:, token])
-
-    def _crop(self, lengths: tuple[int, ...]) -> None:
+    def _cropped(self, lengths: tuple[int, ...]) -> dict[str, Any]:
         for row, (left, longest) in enumerate(zip(lengths, self._longest, strict=True)):
             if not (self._is_whole(left, longest) or left >= longest - self.slack):
                 raise UnsupportedError(
@@ -130,22 +132,23 @@ class RollingCache(RowCache):
                     f"slack={self.slack} can lose its last {self.slack}; leave {longest - self.slack} or more, or make "
                     "the cache with more slack"
                 )
-        self._longest = tuple(
-            left if self._is_whole(left, longest) else longest
-            for left, longest in zip(lengths, self._longest, strict=True)
-        )
+        pairs = zip(lengths, self._longest, strict=True)
+        longest_since = tuple(left if self._is_whole(left, longest) else longest for left, longest in pairs)
+        return {"lengths": lengths, "_longest": longest_since}
 
     def _is_whole(self, left: int, longest: int) -> bool:
         """Whether a sequence that was ``longest`` long still has all of its first ``left`` tokens."""
         return longest <= self.slots or left <= self._first
 
-    def _reorder(self, rows: list[int]) -> None:
-        super()._reorder(rows)
-        self._longest = tuple(self._longest[row] for row in rows)
+    def _reordered(self, rows: tuple[int, ...]) -> dict[str, Any]:
+        return {**super()._reordered(rows), "_longest": tuple(self._longest[row] for row in rows)}
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         return {"slack": self.slack, "longest": self._longest}
 
     def _restore(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
         super()._restore(tensors, options)
-        self._longest = tuple(options["longest"])
+        longest = tuple(as_int("longest", length, at_least=0) for length in options["longest"])
+        if len(longest) != self.batch or any(was < now for was, now in zip(longest, self.lengths, strict=True)):
+            raise ShapeError(f"its sequences have lengths {self.lengths} and were once {longest} long")
+        self._longest = longest

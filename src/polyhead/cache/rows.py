@@ -86,17 +86,10 @@ class RowCache(Cache):
             key_mask=None if mask is None else mask[:, 0, :, 0],
         )
 
-    def _reorder(self, rows: list[int]) -> None:
-        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        filled = self._filled
-        picked = {name: tensor[:, :, :filled].index_select(0, index) for name, tensor in self._tensors.items()}
-        if len(rows) != self.batch:
-            self._tensors = {
-                name: new_tensor((len(rows), *tensor.shape[1:]), tensor.dtype, tensor.device)
-                for name, tensor in self._tensors.items()
-            }
-        for name, new in picked.items():
-            self._tensors[name][:, :, :filled] = new
+    def _picked(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        picked = new_tensor((len(rows), *tensor.shape[1:]), tensor.dtype, tensor.device)
+        picked[:, :, : self._filled] = tensor[:, :, : self._filled].index_select(0, rows)
+        return picked
 
     def saved_tensors(self) -> dict[str, Tensor]:  # noqa: D102
         return {name: tensor[:, :, : self._filled].contiguous() for name, tensor in self._tensors.items()}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyhead.cache.base import Cache, Saved, new_tensor
+from polyhead.cache.base import Cache, Saved, new_tensor, own
 from polyhead.errors import UnsupportedError
-from polyhead.kernels import linear
+from polyhead.kernels import checks, linear
 from polyhead.kernels.common import Call, compute_dtype
 from polyhead.spec import AttentionSpec
 
@@ -45,34 +45,36 @@ class StateCache(Cache):
 
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:
-        state = (self._tensors["sum"], self._tensors["normaliser"])
-        tokens = call.key.shape[2]
-        counted = call
-        if any(count != tokens for count in counts):
-            real = torch.arange(tokens, device=self.device) < torch.tensor(counts, device=self.device)[:, None]
-            counted = dataclasses.replace(call, key_mask=real if call.key_mask is None else real & call.key_mask)
-        more = linear.sums(counted)
-        self._tensors = {"sum": state[0] + more[0], "normaliser": state[1] + more[1]}
-        self.lengths = self._grown(counts)
+        before = (self._tensors["sum"], self._tensors["normaliser"])
+        more = linear.sums(self._counted(call, counts))
+        sums = {"sum": own(before[0] + more[0]), "normaliser": own(before[1] + more[1])}
+        vars(self).update(_tensors=sums, lengths=self._grown(counts))
         case = dataclasses.replace(call.case, aligned=False, state=True)
-        yield dataclasses.replace(call, case=case, state=state)
+        yield dataclasses.replace(call, case=case, state=before)
 
-    def _crop(self, lengths: tuple[int, ...]) -> None:
-        kept = [left == there for left, there in zip(lengths, self.lengths, strict=True)]
-        for row, left in enumerate(lengths):
-            if left and not kept[row]:
+    def _counted(self, call: Call, counts: Sequence[int]) -> Call:
+        """Return the call with padding masked, so that it is in no sum."""
+        if call.lengths is None:
+            return call
+        real = checks.real_tokens(call.key.movedim(2, 1), counts)
+        return dataclasses.replace(call, key_mask=real if call.key_mask is None else real & call.key_mask)
+
+    def _cropped(self, lengths: tuple[int, ...]) -> dict[str, Any]:
+        for row, (left, there) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if left not in (0, there):
                 raise UnsupportedError(
-                    f"crop cannot leave {left} of the {self.lengths[row]} tokens of sequence {row}: they are one sum; "
+                    f"crop cannot leave {left} of the {there} tokens of sequence {row}: they are one sum; "
                     "clone() the cache before tokens that may have to go, or crop it to 0"
                 )
-        emptied = torch.tensor([not left for left in lengths], device=self.device)
-        self._tensors = {
-            name: tensor.masked_fill(emptied.view(-1, *(1,) * (tensor.dim() - 1)), 0.0)
+        emptied = torch.tensor([left == 0 for left in lengths], dtype=torch.bool, device=self.device)
+        tensors = {
+            name: own(tensor.masked_fill(emptied.view(-1, *(1,) * (tensor.dim() - 1)), 0.0))
             for name, tensor in self._tensors.items()
         }
+        return {"_tensors": tensors, "lengths": lengths}
 
     def _saved_shapes(self, options: Mapping[str, Any], *, masked: bool) -> dict[str, Saved]:
         return self._shapes()
 
     def _restore(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
-        self._tensors = dict(tensors)
+        self._tensors = {name: own(tensor) for name, tensor in tensors.items()}

@@ -85,7 +85,7 @@ def command(
         select.choose(case, kernel)
     except UnsupportedError as error:
         refused = str(error)
-    explanation = select.explain(case)
+    explanation = select.explain_case(case)
     if as_json:
         data = {"schema": SCHEMA, "kernel": explanation.kernel, "summary": explanation.summary}
         click.echo(json.dumps(data | {"others": explanation.others, "spec": found.to_data()}, indent=2))

@@ -33,8 +33,8 @@ def refuse(case: Case) -> str | None:
 def pass_over(case: Case) -> str | None:
     """Return why expanding the rows costs less, or None.
 
-    Expanding multiplies each row by W_UK and W_UV once; absorbing pays for the latent's width, wider than a
-    head's, at each pair.
+    Expanding multiplies each row by W_UK and W_UV once; absorbing pays for the latent's width, mostly more than a
+    head's, at each pair, and keeps all scores in memory.
     """
     spec = case.spec
     assert isinstance(spec.storage, Latent)
@@ -43,6 +43,8 @@ def pass_over(case: Case) -> str | None:
     wider = maps * (rank - nope) + rank - spec.v_head_dim
     if case.kv_len * projected < case.q_len * (case.kv_len * wider + projected):
         return "with this many queries, expanding the stored rows once takes fewer multiplications"
+    if case.q_len > maps * nope + spec.v_head_dim:
+        return "with this many queries, the scores take more memory than expanded rows"
     return None
 
 

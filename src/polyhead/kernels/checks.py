@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyhead.errors import ShapeError
+from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.kernels.common import Call, Case, compute_dtype
 from polyhead.spec import AttentionSpec
 
@@ -73,7 +73,7 @@ def checked_call(
         params=learned,
         query_positions=_positions("query_positions", query_positions, kv_len - q_len, query),
         key_positions=_positions("key_positions", key_positions, 0, key),
-        key_mask=_check_mask(key_mask, key),
+        key_mask=None if key_mask is None else check_mask(key_mask, key.shape[0], key.shape[2]).to(key.device),
         segments=_check_segments(segments, case, query),
         dropout_p=dropout_p,
         lengths=None if lengths is None else check_lengths(lengths, query.shape[0], q_len),
@@ -94,8 +94,8 @@ def check_lengths(lengths: Sequence[int] | Tensor, batch: int, tokens: int) -> t
     Raises:
         ShapeError: If they are not one for each sequence, from 0 to ``tokens``.
     """
-    given = lengths.tolist() if hasattr(lengths, "tolist") else list(lengths)
-    if not isinstance(given, list) or len(given) != batch:
+    given = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    if not isinstance(given, Sequence) or len(given) != batch:
         raise ShapeError(f"lengths={given} is not one number for each of {batch} sequences")
     for length in given:
         if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= tokens:
@@ -103,12 +103,27 @@ def check_lengths(lengths: Sequence[int] | Tensor, batch: int, tokens: int) -> t
     return tuple(given)
 
 
-def check_tokens(name: str, x: Tensor, width: int) -> None:
-    """Raise ShapeError unless ``x`` is ``[batch, tokens, width]``."""
+def check_tokens(name: str, x: Tensor, width: int, like: Tensor) -> None:
+    """Raise ShapeError unless ``x`` is ``[batch, tokens, width]``, of a parameter's dtype and where that is."""
     if not isinstance(x, Tensor):
         raise ShapeError(f"{name} is a {type(x).__name__}; give a torch.Tensor")
     if x.dim() != 3 or x.shape[-1] != width:
         raise ShapeError(f"{name} has shape {list(x.shape)}; give [batch, tokens, {width}]")
+    if not x.is_floating_point():
+        raise ShapeError(f"{name} has dtype {x.dtype}; give {like.dtype}, the layer's")
+    if x.device != like.device:
+        raise ShapeError(f"{name} is on {x.device} and the layer on {like.device}; move one")
+    if autocast_dtype(x.device.type, x.dtype) != autocast_dtype(x.device.type, like.dtype):
+        raise ShapeError(f"{name} has dtype {x.dtype}; give {like.dtype}, the layer's")
+
+
+def check_padding(spec: AttentionSpec, real: Tensor) -> None:
+    """Raise UnsupportedError if a pattern would count padding, ``real [batch, tokens]`` being what is none."""
+    if spec.pattern.depends_on_kv_len and not real.all():
+        raise UnsupportedError(
+            f"lengths: pattern={spec.pattern!r} depends on how long a sequence is, and counts the padding of a batch; "
+            "call it for sequences of one length at a time"
+        )
 
 
 def real_tokens(x: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
@@ -197,14 +212,13 @@ def _positions(name: str, given: Tensor | None, first: int, tokens: Tensor) -> T
     return given if given.dim() == 2 else given[None]
 
 
-def _check_mask(key_mask: Tensor | None, key: Tensor) -> Tensor | None:
-    if key_mask is None:
-        return None
+def check_mask(key_mask: Tensor, batch: int, tokens: int) -> Tensor:
+    """Return a mask that is booleans ``[batch, tokens]``, or raise ShapeError."""
     if key_mask.dtype != torch.bool:
         raise ShapeError(f"key_mask has dtype {key_mask.dtype}; give booleans, True where a key may be attended")
-    if tuple(key_mask.shape) != (key.shape[0], key.shape[2]):
-        raise ShapeError(f"key_mask has shape {list(key_mask.shape)}; give [{key.shape[0]}, {key.shape[2]}]")
-    return key_mask.to(key.device)
+    if tuple(key_mask.shape) != (batch, tokens):
+        raise ShapeError(f"key_mask has shape {list(key_mask.shape)}; give [{batch}, {tokens}]")
+    return key_mask
 
 
 def _check_segments(segments: Tensor | None, case: Case, query: Tensor) -> Tensor | None:

@@ -53,7 +53,6 @@ def run(call: Call) -> tuple[Tensor, Tensor | None]:
 def _weights(call: Call, key: Tensor, allowed: Tensor) -> Tensor:
     spec = call.case.spec
     query = grouped.by_group(call.query.to(key.dtype), spec)
-    key = grouped.keys_by_map(key, spec)
     if isinstance(spec.weighting, Linear):
         return _linear(call, spec.weighting, query, key, allowed)[:, 0]
     return stages.weigh(call, _products(call, query, key), query, allowed)
@@ -61,14 +60,18 @@ def _weights(call: Call, key: Tensor, allowed: Tensor) -> Tensor:
 
 def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
     """Return q·k ``[batch, maps, kv_heads, group, q_len, kv_len]``, rotating here where it could not be done before."""
-    if not rotates_in_kernel(call.case.spec):
-        # a group's queries are rows of one product, so keys are not repeated
-        return (query.flatten(3, 4) @ key.mT).reshape(*query.shape[:5], key.shape[-2])
+    spec = call.case.spec
+    if not rotates_in_kernel(spec):
+        # a group's queries are rows of one product, so keys are not repeated, nor moved to lie map by map
+        rows = grouped.by_key_head(query, spec).flatten(2, 3)
+        products: Tensor = grouped.keys_by_map(rows @ key.mT, spec).unflatten(3, query.shape[3:5])
+        return products
+    key = grouped.keys_by_map(key, spec)
     step = max(1, PER_QUERY_ELEMENTS // max(1, key.numel()))
     pieces = []
     for start in range(0, max(query.shape[-2], 1), step):
         positions = (call.query_positions[:, start : start + step], call.key_positions)
-        turned, keys = rotary.rotate_for_queries(query[..., start : start + step, :], key, positions, call.case.spec)
+        turned, keys = rotary.rotate_for_queries(query[..., start : start + step, :], key, positions, spec)
         pieces.append((turned[..., None, :] @ keys[..., None, :, :, :].mT).squeeze(-2))
     return torch.cat(pieces, dim=-2)
 
@@ -76,7 +79,7 @@ def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
 def _linear(call: Call, weighting: Linear, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
     """Return φ(q)·φ(k) over its row's sum, ``[batch, 1, ...]``; RoPE turns the numerator alone."""
     query, key = stages.features(weighting, query), stages.features(weighting, key)
-    denominator = (query.flatten(3, 4) @ key.mT).reshape(*query.shape[:5], key.shape[-2])
+    denominator: Tensor = (query[:, 0].flatten(2, 3) @ key.mT).unflatten(2, query.shape[3:5])[:, None]
     numerator = _products(call, query, key) if rotates_in_kernel(call.case.spec) else denominator
     allowed = allowed[:, None]
     total = denominator.masked_fill(~allowed, 0.0).sum(dim=-1, keepdim=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from polyhead.errors import UnsupportedError, unknown_name
 from polyhead.kernels import absorbed, dense, linear, plain
 from polyhead.kernels.common import Case, Kernel
+from polyhead.spec import AttentionSpec
 
 KERNELS: tuple[Kernel, ...] = (linear.KERNEL, absorbed.KERNEL, dense.KERNEL, plain.KERNEL)
 """Every kernel, the preferred first. All of them compute the same function; what the others refuse, the last takes."""
@@ -61,9 +64,39 @@ def choose(case: Case, kernel: str = "auto") -> Kernel:
     return named
 
 
-def explain(case: Case) -> Explanation:
+def explain_case(case: Case) -> Explanation:
     """Return which kernel `auto` picks for a case, and why not the others."""
     chosen = choose(case)
     passed_over = f"it would run, and auto prefers {chosen.name}"
     others = {k.name: k.refuse(case) or k.pass_over(case) or passed_over for k in KERNELS if k is not chosen}
     return Explanation(kernel=chosen.name, summary=chosen.summary, others=others)
+
+
+def explain(
+    spec: AttentionSpec,
+    *,
+    q_len: int,
+    kv_len: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    needs_grad: bool = False,
+    **asked: bool,
+) -> Explanation:
+    """Say which kernel `attend` would pick, and why not the others.
+
+    Args:
+        spec: The mechanism.
+        q_len: Number of queries.
+        kv_len: Number of keys.
+        dtype: Dtype of the inputs.
+        device: Where they are.
+        needs_grad: Whether a gradient will be asked for.
+        **asked: What else is asked, as in `polyhead.kernels.common.Case`: ``aligned`` (default True),
+            ``key_mask``, ``segments``, ``dropout``, ``weights``, ``state``.
+
+    Returns:
+        The explanation; ``str()`` of it is for reading.
+    """
+    kind = torch.device(device).type
+    case = Case(spec=spec, q_len=q_len, kv_len=kv_len, dtype=dtype, device=kind, needs_grad=needs_grad, **asked)
+    return explain_case(case)

@@ -69,7 +69,9 @@ def features(weighting: Linear, x: Tensor) -> Tensor:
     """Return φ(x), with which linear attention replaces the softmax."""
     if weighting.feature_map == "relu":
         return functional.relu(x)
-    return functional.softplus(x) if weighting.feature_map == "softplus" else functional.elu(x) + 1.0
+    if weighting.feature_map == "softplus":
+        return functional.softplus(x)
+    return torch.where(x > 0, x + 1.0, x.clamp(max=0.0).exp())  # elu(x) + 1, which would round a small sum away
 
 
 def by_group(per_head: Tensor, spec: AttentionSpec) -> Tensor:

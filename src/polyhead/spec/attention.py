@@ -297,7 +297,7 @@ class LayerSpec(Choice):
             norm("q_a_norm", storage.q_lora_rank, present=self.latent_norm)
             linear("q_b_proj", query_width, storage.q_lora_rank, bias=False)
         else:
-            linear("q_proj", query_width, self.embed_dim, bias=self.qkv_bias)
+            linear("q_proj", query_width, self.embed_dim, bias=self.qkv_bias and not isinstance(storage, Latent))
         if isinstance(storage, Latent):
             linear("kv_a_proj", storage.kv_lora_rank + storage.qk_rope_head_dim, source_dim, bias=self.qkv_bias)
             norm("kv_a_norm", storage.kv_lora_rank, present=self.latent_norm)

@@ -29,6 +29,11 @@ def keys_by_map(key: Tensor, spec: AttentionSpec) -> Tensor:
     return heads_as(key, spec.num_kv_heads, spec.num_maps).movedim(2, 1)
 
 
+def by_key_head(by_map: Tensor, spec: AttentionSpec) -> Tensor:
+    """Undo `keys_by_map`'s order: ``[batch, maps, kv_heads, ...]`` to ``[batch, kv_heads · maps, ...]``."""
+    return (by_map if _maps_outermost(spec) else by_map.movedim(2, 1)).flatten(1, 2)
+
+
 def heads_as(x: Tensor, *shape: int) -> Tensor:
     """Lay the head dimension of ``[batch, heads, ...]`` out as ``[batch, *shape, ...]``."""
     return x.reshape(x.shape[0], *shape, *x.shape[2:])

@@ -1,0 +1,35 @@
+"""What a computation makes and does: the size of its tensors, and its multiplications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class NothingAsLargeAs(TorchDispatchMode):
+    """Fails where an operation makes a tensor, or a view of one, of so many elements; counts the operations."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                size = tensor.untyped_storage().nbytes() // tensor.element_size()
+                assert size < self.limit, f"{func} makes a tensor {list(tensor.shape)}"
+        return made
+
+
+def multiplications(run: Callable[[], Any]) -> int:
+    """Return how many multiplications of matrix products a computation makes."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2  # each with its addition
