@@ -276,6 +276,8 @@ def test_each_sequence_is_cropped_by_its_own_history() -> None:
     assert_same_content(content(cache), before)
     cache.crop([11, 1])
     cache.reorder([1, 0])
+    with pytest.raises(ph.UnsupportedError, match="crop cannot leave 10 tokens of sequence 1, once 12 long"):
+        cache.crop([1, 10])
     cache.crop([0, 11])
     piece = tokens.of_sequences([1, 0]).ragged(cache, [0, 11], [8, 8])
     output = ph.attend(**piece, spec=tokens.kind.spec, cache=cache)

@@ -50,8 +50,8 @@ def test_options_reach_the_case(call: Polyhead, monkeypatch: pytest.MonkeyPatch,
     from polyhead.kernels import select
 
     seen = []
-    explain = select.explain
-    monkeypatch.setattr(select, "explain", lambda case: seen.append(case) or explain(case))
+    explain = select.explain_case
+    monkeypatch.setattr(select, "explain_case", lambda case: seen.append(case) or explain(case))
     call("explain", "causal")
     call("explain", "causal", option)
     without, given = (getattr(case, name) for case in seen)

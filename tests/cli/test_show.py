@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,24 @@ def test_a_spec_in_a_file(call: Polyhead, tmp_path: Path) -> None:
         "query      4 heads of width 8",
         "key        2 heads of width 8",
         "value      2 heads of width 8",
+        "cache      rolling, 32 numbers a token, of at most 16 tokens",
         "learns     bias_table [32, 4]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("choices", "cache"),
+    [
+        ({"pattern": ph.Causal()}, "growing, 32 numbers a token"),
+        ({"pattern": ph.Causal(), "weighting": ph.Linear()}, "state, 144 numbers whatever the length"),
+        ({}, "none: pattern=Full() lets a query see later keys"),
+    ],
+)
+def test_a_spec_says_what_its_cache_keeps(call: Polyhead, tmp_path: Path, choices: dict[str, Any], cache: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(ph.AttentionSpec(storage=SPEC.storage, **choices).to_json(), encoding="utf-8")
+    (line,) = [line for line in call("show", path).out.splitlines() if line.startswith("cache ")]
+    assert line.startswith(f"cache      {cache}")
 
 
 def test_json_of_a_spec_is_a_file_that_is_read_again(call: Polyhead, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         "not absorbed: there is no latent in Grouped storage",
         "not plain: it would run, and auto prefers dense",
     ]
-    asked = ph.explain(spec("mla", weighting=ph.Softmax(sink=True)), q_len=512, kv_len=512)
+    asked = ph.explain(spec("mla", weighting=ph.Softmax(sink=True)), q_len=64, kv_len=512)
     assert str(asked).splitlines() == [
         "plain: the whole score matrix, step by step",
         "not linear: running sums are linear weighting's alone, not Softmax's",

@@ -274,14 +274,16 @@ LAYERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         sinks 6
         """,
     ),
-    "latent": (
+    "latent, whose queries have no bias": (
         {"storage": MLA},
-        {},
+        {"qkv_bias": True, "out_bias": True},
         """
         q_proj.weight 72 32
         kv_a_proj.weight 20 32
+        kv_a_proj.bias 20
         kv_a_norm.weight 16
         o_proj.weight 32 30
+        o_proj.bias 32
         w_uk 6 8 16
         w_uv 6 5 16
         """,

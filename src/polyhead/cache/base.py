@@ -28,7 +28,8 @@ class Cache(abc.ABC):
     """The past of a batch of sequences, as the next tokens need it.
 
     Tokens go in with ``layer(x, cache=cache)`` or ``attend(..., cache=cache)``, or with `append` alone. After an
-    error the cache is as it was. Nothing is recorded for a backward pass.
+    error in `attend` or in a method here the cache is as it was; what a model does after attending is past its
+    reach. Nothing is recorded for a backward pass.
 
     Args:
         spec: The mechanism.

@@ -13,7 +13,7 @@ from polyhead.cache.rolling import RollingCache
 from polyhead.cache.state import StateCache
 from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.spec import AttentionSpec, retention
-from polyhead.spec.choice import as_int, one_of
+from polyhead.spec.choice import as_int
 
 
 def new_cache(
@@ -47,7 +47,6 @@ def new_cache(
         ShapeError: If ``dtype`` is not a floating one.
         UnsupportedError: If ``slack`` is asked of a cache that keeps sums.
     """
-    one_of("source", source, ("self", "cross"))
     as_int("slack", slack, at_least=0)
     if not dtype.is_floating_point:
         raise ShapeError(f"dtype={dtype} is not allowed; give a floating dtype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,14 +66,16 @@ def checked_call(
         dropout=check_dropout(dropout_p) > 0.0,
         weights=return_weights,
     )
+    places = _positions("key_positions", key_positions, 0, key)
+    same = q_len == kv_len and query_positions is key_positions  # as in self-attention; then they are rotated alike
     return Call(
         case=case,
         query=query,
         key=key,
         value=tensors.get("value"),
         params=learned,
-        query_positions=_positions("query_positions", query_positions, kv_len - q_len, query),
-        key_positions=_positions("key_positions", key_positions, 0, key),
+        query_positions=places if same else _positions("query_positions", query_positions, kv_len - q_len, query),
+        key_positions=places,
         key_mask=None if key_mask is None else check_mask(key_mask, key.shape[0], key.shape[2]).to(key.device),
         segments=_check_segments(segments, case, query),
         dropout_p=dropout_p,
@@ -98,9 +101,9 @@ def check_lengths(lengths: Sequence[int] | Tensor, batch: int, tokens: int) -> t
     if not isinstance(given, Sequence) or len(given) != batch:
         raise ShapeError(f"lengths={given} is not one number for each of {batch} sequences")
     for length in given:
-        if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= tokens:
+        if isinstance(length, bool) or not hasattr(length, "__index__") or not 0 <= length <= tokens:
             raise ShapeError(f"lengths={given}: {length!r} is not a whole number from 0 to {tokens}, the tokens given")
-    return tuple(given)
+    return tuple(map(operator.index, given))
 
 
 def check_tokens(name: str, x: Tensor, width: int, like: Tensor) -> None:

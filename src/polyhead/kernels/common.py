@@ -131,8 +131,11 @@ def prepared(call: Call) -> Call:
     query = call.query
     if isinstance(spec.position, Rotary) and not rotates_in_kernel(spec):
         latent_width = spec.storage.kv_lora_rank if isinstance(spec.storage, Latent) else 0
-        query = rotary.rotate(query, call.query_positions, spec, start=spec.rotary_offset)
-        key = rotary.rotate(key, call.key_positions, spec, start=latent_width)
+        waves = rotary.waves(call.query_positions, spec, query.dtype)
+        query = rotary.turn(query, waves, spec, start=spec.rotary_offset)
+        if call.key_positions is not call.query_positions:
+            waves = rotary.waves(call.key_positions, spec, key.dtype)
+        key = rotary.turn(key, waves, spec, start=latent_width)
     return dataclasses.replace(call, query=query, key=key, value=value)
 
 

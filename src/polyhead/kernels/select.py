@@ -52,7 +52,7 @@ def choose(case: Case, kernel: str = "auto") -> Kernel:
         for one in KERNELS:
             if one.refuse(case) is None and one.pass_over(case) is None:
                 return one
-        reasons = "; ".join(f"{k.name}: {k.refuse(case)}" for k in KERNELS)
+        reasons = "; ".join(f"{k.name}: {k.refuse(case) or k.pass_over(case)}" for k in KERNELS)
         raise UnsupportedError(f"no kernel runs this ({reasons})")
     named = next((k for k in KERNELS if k.name == kernel), None)
     if named is None:

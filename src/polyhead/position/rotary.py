@@ -20,8 +20,12 @@ def rotate(x: Tensor, positions: Tensor, spec: AttentionSpec, *, start: int) -> 
     Returns:
         ``x`` rotated, in its own dtype; the arithmetic is in float32 at least.
     """
-    angles = positions.double()[:, None, :, None] * _frequencies(spec, None, positions)
-    return turn(x, angles, spec, start=start)
+    return turn(x, waves(positions, spec, x.dtype), spec, start=start)
+
+
+def waves(positions: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of what each position turns by, ``[batch or 1, 1, len, planes]``, in float32 at least."""
+    return _waves(positions.double()[:, None, :, None] * _frequencies(spec, None, positions), spec, dtype)
 
 
 def rotate_for_queries(
@@ -46,15 +50,15 @@ def rotate_for_queries(
     query_angles = (query_positions[..., None] * per_query)[:, None, None, None]
     key_angles = (key_positions[:, None, :, None] * per_query[:, :, None])[:, None, None]
     start = spec.rotary_offset  # a latent's keys are expanded by now, and laid out as its queries are
-    return turn(query, query_angles, spec, start=start), turn(key[..., None, :, :], key_angles, spec, start=start)
+    query_waves, key_waves = (_waves(angles, spec, query.dtype) for angles in (query_angles, key_angles))
+    return turn(query, query_waves, spec, start=start), turn(key[..., None, :, :], key_waves, spec, start=start)
 
 
-def turn(x: Tensor, angles: Tensor, spec: AttentionSpec, *, start: int) -> Tensor:
-    """Turn the rotary widths of ``x [..., width]`` by angles that broadcast against its planes."""
+def turn(x: Tensor, waves: tuple[Tensor, Tensor], spec: AttentionSpec, *, start: int) -> Tensor:
+    """Turn the rotary widths of ``x [..., width]`` by angles whose cos and sin broadcast against its planes."""
     assert isinstance(spec.position, Rotary)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = ((f(angles) * spec.position.amplitude).to(wide) for f in (torch.cos, torch.sin))
-    width = spec.rotary_dim
+    cos, sin = waves
+    wide, width = cos.dtype, spec.rotary_dim
     before, planes, after = x.split([start, width, x.shape[-1] - start - width], dim=-1)
     planes = planes.to(wide)
     if spec.position.pairs == "half":
@@ -67,6 +71,12 @@ def turn(x: Tensor, angles: Tensor, spec: AttentionSpec, *, start: int) -> Tenso
         return joined.to(x.dtype)
     around = [part.expand(*joined.shape[:-1], -1) for part in (before, after)]
     return torch.cat([around[0], joined.to(x.dtype), around[1]], dim=-1)
+
+
+def _waves(angles: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    assert isinstance(spec.position, Rotary)
+    wide, amplitude = torch.promote_types(dtype, torch.float32), spec.position.amplitude
+    return (angles.cos() * amplitude).to(wide), (angles.sin() * amplitude).to(wide)
 
 
 def _frequencies(spec: AttentionSpec, query_positions: Tensor | None, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import dataclasses
 
 from polyhead.errors import SpecError
 from polyhead.spec.attention import AttentionSpec
+from polyhead.spec.choice import one_of
 from polyhead.spec.pattern import Causal
 from polyhead.spec.position import Rotary
 from polyhead.spec.ranges import Reach
@@ -52,6 +53,7 @@ def retention(spec: AttentionSpec, source: str = "self") -> Retention:
         SpecError: If queries may see later keys, or what they see depends on the sequence's final length.
     """
     pattern = spec.pattern
+    one_of("source", source, ("self", "cross"))
     if source == "cross":
         return Retention(kind="context", reach=Reach(left=None), row=_row(spec))
     if not pattern.is_causal:
