@@ -335,11 +335,11 @@ MOST = 4
 
 
 @functools.cache  # making a strategy costs more than drawing from it
-def feeds() -> st.SearchStrategy[Feed]:
+def feeds(most: int = 6) -> st.SearchStrategy[Feed]:
     return st.builds(
         Feed,
-        tokens=st.integers(0, 6) | st.sampled_from([1, 13]),
-        counts=st.none() | st.lists(st.integers(0, 6), min_size=MOST, max_size=MOST).map(tuple),
+        tokens=st.integers(0, most),
+        counts=st.none() | st.lists(st.integers(0, most), min_size=MOST, max_size=MOST).map(tuple),
         nan_padding=st.booleans(),
         masked=st.booleans(),
         kernel=st.sampled_from(["auto", "auto", "plain", "plain", "dense", "absorbed"]),
@@ -348,18 +348,21 @@ def feeds() -> st.SearchStrategy[Feed]:
 
 @functools.cache
 def operations() -> st.SearchStrategy[Operation]:
-    drops = st.lists(st.integers(-1, 4), min_size=MOST, max_size=MOST).map(tuple)
+    """Return operations; most of them are such that there is more to follow."""
+
+    def each(lowest: int, highest: int) -> st.SearchStrategy[tuple[int, ...]]:
+        return st.lists(st.integers(lowest, highest), min_size=MOST, max_size=MOST).map(tuple)
+
+    alike = st.integers(0, 3).map(lambda n: (n,) * MOST)
     return st.one_of(
         feeds(),
-        feeds(),
-        feeds(),
+        feeds(2),
         st.builds(Store, tokens=st.integers(0, 4), masked=st.booleans()),
-        st.builds(Crop, drops | st.integers(0, 3).map(lambda n: (n,) * MOST)),
+        st.builds(Crop, st.one_of(alike, each(0, 1), each(0, 3), each(-1, 4))),
         st.builds(Reorder, st.lists(st.integers(0, 3), min_size=1, max_size=MOST).map(tuple)),
-        st.builds(Clone, meanwhile=feeds(), keep=st.sampled_from(["clone", "original"])),
-        st.builds(Save),
-        st.builds(Reset),
-        st.builds(Fail, st.sampled_from(FAILURES), feeds()),
+        st.builds(Clone, meanwhile=feeds(4), keep=st.sampled_from(["clone", "original"])),
+        st.sampled_from([Save(), Save(), Save(), Reset()]),
+        st.builds(Fail, st.sampled_from(["kernel", "refusal", *FAILURES]), feeds(3)),
     )
 
 
@@ -368,7 +371,7 @@ def programs() -> st.SearchStrategy[Program]:
         _program,
         layer=cached_layers(),
         batch=st.integers(1, 3),
-        operations=st.tuples(feeds(), st.lists(operations(), min_size=2, max_size=7)).map(
+        operations=st.tuples(feeds(13), st.lists(operations(), min_size=4, max_size=7)).map(
             lambda drawn: [drawn[0], *drawn[1]]
         ),
         max_seq_len=st.none() | st.integers(1, 40),

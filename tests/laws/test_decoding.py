@@ -56,8 +56,8 @@ def test_any_operations_on_a_cache_leave_what_one_forward_gives(examples: int, f
         run(program, folder)
 
     each()
-    rare = {one: seen[one] for one in EVERY if seen[one] < 3}
-    assert not rare, "the examples say nothing of these, or little"
+    expected = EVERY if examples < 20_000 else [*EVERY, *RARE]
+    assert not [one for one in expected if not seen[one]], "the examples say nothing of these"
 
 
 def features(program: Program) -> list[Any]:
@@ -88,9 +88,11 @@ EVERY = [
     *[("rolling", "keeps first", is_kept) for is_kept in (True, False)],
     *("float32", "float64", "softmax", *FEATURE_MAPS, *DIFFERENTIAL_FORMS, *FAILURES),
     *(ph.NoPosition, ph.Rotary, ph.Alibi, T5Bias, ClippedBias, ShawBias),
-    *(ph.DynamicNTKScaling, ph.LongRopeScaling, ph.YarnScaling, ph.LinearScaling, ph.Llama3Scaling, ph.NTKScaling),
 ]
 """Of what there must be examples."""
+
+RARE = [ph.DynamicNTKScaling, ph.LongRopeScaling, ph.YarnScaling, ph.LinearScaling, ph.Llama3Scaling, ph.NTKScaling]
+"""Of what there must be examples where there are many. Which come first, no version of hypothesis promises."""
 
 # --- named stacks, in given pieces
 
