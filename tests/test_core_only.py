@@ -109,7 +109,10 @@ def test_the_shared_example_is_compared(bare: dict[str, str]) -> None:
     check_rows(python(COMPARE, bare))
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["show", "mla"], ["compare"], ["--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "--models"], ["show", "mla"], ["show", "llama-3-8b"], ["compare"], ["--help"], ["--version"]],
+)
 def test_commands_that_need_no_extra(bare: dict[str, str], arguments: list[str]) -> None:
     done = command_line(*arguments, env=bare)
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
         EXAMPLE as EXAMPLE,
         TEXTBOOK as TEXTBOOK,
         Mechanism as Mechanism,
+        Model as Model,
         Settings as Settings,
+        hf_config as hf_config,
         mechanism as mechanism,
         mechanisms as mechanisms,
+        model as model,
+        models as models,
     )
     from polyhead.compare import AttentionComparison as AttentionComparison
     from polyhead.errors import (
@@ -74,7 +78,18 @@ if TYPE_CHECKING:
 _HOME = {
     "polyhead": ("cache", "oracle"),
     "polyhead.attention": ("Attention", "attend"),
-    "polyhead.catalog": ("EXAMPLE", "TEXTBOOK", "Mechanism", "Settings", "mechanism", "mechanisms"),
+    "polyhead.catalog": (
+        "EXAMPLE",
+        "TEXTBOOK",
+        "Mechanism",
+        "Model",
+        "Settings",
+        "hf_config",
+        "mechanism",
+        "mechanisms",
+        "model",
+        "models",
+    ),
     "polyhead.compare": ("AttentionComparison",),
     "polyhead.errors": (
         "CheckpointError",

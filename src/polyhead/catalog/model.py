@@ -1,0 +1,57 @@
+"""What is said of a model: its attention layer by layer, its sizes, and where each figure comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from polyhead.spec import LayerSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A language model, as its config.json describes it.
+
+    ::
+
+        llama = ph.model("llama-3-8b")
+        llama.layers[0].attention.num_kv_heads  # 8
+        llama.parameters  # 8030261248
+        ph.hf_config("my-model/config.json").layers
+
+    Attributes:
+        name: The name to type, lower case with hyphens; for a file, the name of its directory.
+        title: The name to read.
+        model_type: What transformers calls its kind.
+        embed_dim: Width of a token.
+        num_layers: Number of ``layers``.
+        vocab_size: Number of tokens that it knows.
+        max_seq_len: Longest sequence that the config names, in tokens: how many positions there are or, where they are
+            relative, how long it was trained or extended to. None: the config names none.
+        layers: The stack whose cache grows as it decodes; an encoder's layers where there is nothing else.
+        encoder_layers: The encoder's, where there is a decoder too.
+        cross_layers: The decoder's attention to the encoder, layer by layer.
+        parameters: Number of trained numbers, each shared tensor counted once. Buffers do not count, nor do layers that
+            predict further tokens (DeepSeek-V3's).
+        active_parameters: How many of them one token goes through: all but the experts that it is not routed to.
+        config: The fields of the config.json that it was read from.
+        sources: For each figure, where it comes from.
+
+    *Differs from* gpt-oss's model card, whose active parameters leave out the table of input embeddings.
+    """
+
+    name: str
+    title: str
+    model_type: str
+    embed_dim: int
+    num_layers: int
+    vocab_size: int
+    max_seq_len: int | None
+    layers: tuple[LayerSpec, ...] = dataclasses.field(repr=False)
+    encoder_layers: tuple[LayerSpec, ...] = dataclasses.field(default=(), repr=False)
+    cross_layers: tuple[LayerSpec, ...] = dataclasses.field(default=(), repr=False)
+    parameters: int
+    active_parameters: int
+    config: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
+    sources: Mapping[str, str] = dataclasses.field(repr=False, hash=False)

@@ -1,0 +1,26 @@
+"""A model as a value: equal, a key, and printed by its sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import polyhead as ph
+
+
+def test_equal_models_are_one_key() -> None:
+    assert {ph.model("gpt2"), ph.model("gpt2")} == {ph.model("gpt2")}
+    assert ph.model("llama-3-8b") != ph.model("llama-3.1-8b")
+
+
+def test_it_is_printed_by_its_sizes() -> None:
+    assert repr(ph.model("gpt2")) == (
+        "Model(name='gpt2', title='GPT-2', model_type='gpt2', embed_dim=768, num_layers=12, vocab_size=50257, "
+        "max_seq_len=1024, parameters=124439808, active_parameters=124439808)"
+    )
+
+
+def test_it_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError, match="embed_dim"):
+        ph.model("gpt2").embed_dim = 1  # type: ignore[misc]
