@@ -184,7 +184,7 @@ class Clone:
     """Go on with a clone, after something else was done with the original, or the other way round.
 
     Attributes:
-        meanwhile: What is done with the other.
+        meanwhile: What is done with the other, before its first tokens are overwritten.
         keep: Which to go on with, ``"clone"`` or ``"original"``.
     """
 
@@ -195,9 +195,9 @@ class Clone:
         other = on.twin()
         if self.keep == "clone":
             on.cache, other.cache = other.cache, on.cache
-        self.meanwhile.run(other)
-        other.check()
-        Reset().run(other)
+        for operation in (self.meanwhile, Reset(), Feed(6)):
+            operation.run(other)
+            other.check()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,18 @@ from polyhead.spec.weighting import DIFFERENTIAL_FORMS, FEATURE_MAPS
 from tests import reference
 from tests.inputs import Array, spec
 from tests.laws.decoding import CLASSES
-from tests.laws.programs import FAILURES, Fail, Operation, Program, programs, run
+from tests.laws.programs import (
+    FAILURES,
+    Crop,
+    Fail,
+    Feed,
+    Operation,
+    Program,
+    Reorder,
+    Save,
+    programs,
+    run,
+)
 from tests.tolerances import assert_close
 
 # --- any program of operations
@@ -56,7 +67,8 @@ def test_any_operations_on_a_cache_leave_what_one_forward_gives(examples: int, f
         run(program, folder)
 
     each()
-    expected = EVERY if examples < 20_000 else [*EVERY, *RARE]
+    # which examples come first, hypothesis does not promise: it draws on what happens to be imported
+    expected = [*EVERY, *RARE] if examples >= 20_000 else [*itertools.product(CLASSES, (Feed, Crop, Reorder, Save))]
     assert not [one for one in expected if not seen[one]], "the examples say nothing of these"
 
 
@@ -89,10 +101,10 @@ EVERY = [
     *("float32", "float64", "softmax", *FEATURE_MAPS, *DIFFERENTIAL_FORMS, *FAILURES),
     *(ph.NoPosition, ph.Rotary, ph.Alibi, T5Bias, ClippedBias, ShawBias),
 ]
-"""Of what there must be examples."""
+"""Of what there must be examples where there are many."""
 
 RARE = [ph.DynamicNTKScaling, ph.LongRopeScaling, ph.YarnScaling, ph.LinearScaling, ph.Llama3Scaling, ph.NTKScaling]
-"""Of what there must be examples where there are many. Which come first, no version of hypothesis promises."""
+"""Of what there must be examples besides, fewer than of the others."""
 
 # --- named stacks, in given pieces
 
