@@ -317,7 +317,7 @@ def moderate_biases(num_heads: int) -> st.SearchStrategy[Any]:
 def moderate_weightings() -> st.SearchStrategy[Any]:
     softmax = st.builds(Softmax, scale=_maybe(moderate), softcap=_maybe(moderate), sink=st.booleans())
     return st.one_of(
-        softmax,
+        st.just(Softmax()),
         softmax,
         st.builds(Linear, feature_map=st.sampled_from(["elu+1", "relu", "softplus"])),
         st.builds(

@@ -126,8 +126,19 @@ class Decoding:
         return sum(rows) * row * self.dtype.itemsize
 
     def refused(self, error: type[Exception], match: str, call: Callable[[], Any]) -> None:
-        """The call raises, and the cache is as it was; that it decodes as before shows in what comes next."""
-        before = repr(self.cache), self.cache.allocated_bytes, self.cache.options()
+        """The call raises, and the cache is as it was."""
+        before, held = self.said(), self.held()
         with pytest.raises(error, match=match):
             call()
-        assert (repr(self.cache), self.cache.allocated_bytes, self.cache.options()) == before
+        assert self.said() == before
+        assert all(map(torch.equal, self.held(), held))
+
+    def said(self) -> tuple[Any, ...]:
+        """Return what the cache says of itself."""
+        return repr(self.cache), self.cache.lengths, self.cache.allocated_bytes, self.cache.options()
+
+    def held(self) -> list[torch.Tensor]:
+        """Return what the cache holds of each sequence; in a growing one what lies past a length is nothing."""
+        tensors = self.cache.saved_tensors().values()
+        lengths = self.lengths if self.retention.kind == "growing" else [None] * len(self.pasts)
+        return [tensor[row, :, :length].clone() for tensor in tensors for row, length in enumerate(lengths)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -347,35 +348,43 @@ def feeds(most: int = 6) -> st.SearchStrategy[Feed]:
 
 
 @functools.cache
-def operations() -> st.SearchStrategy[Operation]:
-    """Return operations; most of them are such that there is more to follow."""
+def operations(slack: int) -> st.SearchStrategy[tuple[Operation, ...]]:
+    """Return one operation, or one and a crop: what a cache has forgotten, or not undone, shows after a crop."""
 
     def each(lowest: int, highest: int) -> st.SearchStrategy[tuple[int, ...]]:
         return st.lists(st.integers(lowest, highest), min_size=MOST, max_size=MOST).map(tuple)
 
-    alike = st.integers(0, 3).map(lambda n: (n,) * MOST)
-    return st.one_of(
+    alike = st.integers(0, slack + 1).map(lambda n: (n,) * MOST)
+    crops = st.builds(Crop, st.one_of(alike, each(0, slack), each(0, slack), each(-1, 4)))
+    some = st.one_of(
         feeds(),
         feeds(2),
+        crops,
         st.builds(Store, tokens=st.integers(0, 4), masked=st.booleans()),
-        st.builds(Crop, st.one_of(alike, each(0, 1), each(0, 3), each(-1, 4))),
         st.builds(Reorder, st.lists(st.integers(0, 3), min_size=1, max_size=MOST).map(tuple)),
         st.builds(Clone, meanwhile=feeds(4), keep=st.sampled_from(["clone", "original"])),
         st.sampled_from([Save(), Save(), Save(), Reset()]),
         st.builds(Fail, st.sampled_from(["kernel", "refusal", *FAILURES]), feeds(3)),
     )
+    return st.tuples(some) | st.tuples(some, crops)
 
 
 def programs() -> st.SearchStrategy[Program]:
+    return st.integers(0, 3).flatmap(_programs)
+
+
+@functools.cache
+def _programs(slack: int) -> st.SearchStrategy[Program]:
+    first = st.tuples(feeds(13))  # as long as any window
     return st.builds(
         _program,
         layer=cached_layers(),
         batch=st.integers(1, 3),
-        operations=st.tuples(feeds(13), st.lists(operations(), min_size=4, max_size=7)).map(
-            lambda drawn: [drawn[0], *drawn[1]]
+        operations=st.tuples(first, st.lists(operations(slack), min_size=3, max_size=5)).map(
+            lambda drawn: [*drawn[0], *itertools.chain(*drawn[1])]
         ),
         max_seq_len=st.none() | st.integers(1, 40),
-        slack=st.integers(0, 3),
+        slack=st.just(slack),
         dtype=st.sampled_from(["float64", "float32"]),
         seed=st.integers(0, 999),
     )
