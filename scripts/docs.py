@@ -4,8 +4,9 @@
 would write, and then exits with 1.
 
 In a page written by hand, the text block below a line ``<!-- $ polyhead list -->`` is what that command prints, and
-the one below ``<!-- >>> -->`` what the Python block before it prints. A page's blocks run from top to bottom, in one
-empty folder and with one set of Python names, as a reader would type them.
+the one below ``<!-- >>> -->`` what the Python block before it prints; the table below ``<!-- models NAME -->`` is that
+of ``scripts/model_table.py``. A page's blocks run from top to bottom, in one empty folder and with one set of Python
+names, as a reader would type them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import importlib
 import io
 import re
+import runpy
 import shlex
 import sys
 import tempfile
@@ -49,6 +51,9 @@ RUN = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 """A Python block, or a marker with the text block below it."""
+
+TABLE = re.compile(r"^(?P<marker><!-- models (?P<names>[^\n]+) -->\n)(?:\|[^\n]*\n)*", re.MULTILINE)
+"""A marker with the table of models below it."""
 
 Page = Callable[[], str]
 
@@ -146,8 +151,15 @@ def with_outputs(text: str) -> str:
         shown = printed if what == ">>>" else f"{what}\n{command_output(what[2:])}"
         return f"{found['marker']}{fenced('text', shown)}\n"
 
+    text = TABLE.sub(lambda found: f"{found['marker']}{models_table(found['names'].split())}\n", text)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         return RUN.sub(replace, text)
+
+
+def models_table(names: Sequence[str]) -> str:
+    """Return what ``python scripts/model_table.py NAME ...`` prints."""
+    table: str = runpy.run_path(str(ROOT / "scripts" / "model_table.py"))["table"](names)
+    return table
 
 
 def python_output(source: str, names: dict[str, object]) -> str:
@@ -199,6 +211,8 @@ PAGES: Mapping[str, Page] = {
     "docs/mechanisms.md": mechanisms_page,
     "docs/cli.md": cli_page,
     "docs/exercises.md": functools.partial(page_by_hand, "docs/exercises.md"),
+    "docs/run-your-model.md": functools.partial(page_by_hand, "docs/run-your-model.md"),
+    "docs/real-models.md": functools.partial(page_by_hand, "docs/real-models.md"),
     "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
     "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),
 }

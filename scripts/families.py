@@ -42,7 +42,9 @@ INTRO = """\
 `polyhead.hf.register()` lets transformers' models call polyhead for their attention, and this page says which of its
 decoders do. Each model type that transformers knows as a decoder is built small, with random weights, once with
 `attn_implementation="eager"` and once with `"polyhead"`. Compared are the logits of two texts, the same with padding at
-the left of one, and the tokens that greedy search then writes, with a cache."""
+the left of one, and the tokens that greedy search then writes, with a cache. [Run your model on
+polyhead](run-your-model.md) says how it is used, and which types `polyhead.hf.adopt` takes, some of those among them
+that attend by themselves."""
 
 TOKENS, NEW = 24, 8
 TOLERANCE = 1e-4  # of the largest logit; what is measured is float32's rounding, about a tenth of it at most

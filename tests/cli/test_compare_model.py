@@ -66,7 +66,7 @@ def test_a_head_a_layer_or_a_text_that_is_not_there(call: Polyhead, llama: Path)
 def test_a_corrupt_checkpoint(call: Polyhead, llama: Path) -> None:
     weights = llama / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(call("compare", "--model", llama, "--text", TEXT), f"the weights of {llama} cannot be read")
+    refused(call("compare", "--model", llama, "--text", TEXT), f"the tensors of {weights} cannot be read")
 
 
 @pytest.mark.model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,10 @@ import pytest
 
 import polyhead as ph
 from polyhead.compare import Table
-from polyhead.errors import CheckpointError, UnknownNameError
+from polyhead.errors import CheckpointError, UnknownNameError, UnsupportedError
 from polyhead.hf import Loaded, capture, load
 from polyhead.oracle import attend
-from tests.hf.conftest import TEXT, TOKENS, MakeCheckpoint
+from tests.hf.conftest import TEXT, TOKENS, MakeCheckpoint, save
 
 pytest.importorskip("transformers", reason="transformers runs the models")
 
@@ -266,6 +268,24 @@ def test_the_engine_is_checked_before_the_model_is_read() -> None:
         compare("/nowhere", TEXT, engine="jax")
     with pytest.raises(CheckpointError, match="'/nowhere' does not exist, and nothing is downloaded"):
         compare("/nowhere", TEXT)
+
+
+def test_a_model_that_cannot_be_compared_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 80, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    path = save(transformers.BloomForCausalLM(transformers.BloomConfig(**shape)), tmp_path / "bloom")
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="model_type='bloom' is not captured; what is captured: llama"):
+        compare(path, TEXT)
+
+
+def test_a_field_that_cannot_be_expressed_is_refused_before_the_weights_are_read(checkpoint: MakeCheckpoint) -> None:
+    path = checkpoint("llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="is_causal"):
+        compare(path, TEXT)
 
 
 @pytest.mark.model

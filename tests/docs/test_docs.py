@@ -148,6 +148,17 @@ def test_outputs_are_written_below_their_markers() -> None:
     assert docs.with_outputs(text) == text
 
 
+def test_a_table_of_models_is_written_below_its_marker() -> None:
+    text = docs.with_outputs("<!-- models gemma-2-2b -->\n| stale |\n\nlater\n")
+    marker, header, _, first, second, *after = text.splitlines()
+    assert (marker, after) == ("<!-- models gemma-2-2b -->", ["", "later"])
+    assert header.startswith("| model | layers | storage | position | pattern | weighting |")
+    assert first.startswith("| Gemma 2 2B | 13: 0, 2, … | 8 heads, 4 kv, width 256 |")
+    assert "causal, window 4,096 | softmax, cap 50" in first
+    assert second.startswith("|  | 13: 1, 3, … |")
+    assert docs.with_outputs(text) == text
+
+
 def test_a_page_without_markers_stays_as_it_is() -> None:
     assert docs.with_outputs("# A\n\n```text\nb\n```\n") == "# A\n\n```text\nb\n```\n"
 

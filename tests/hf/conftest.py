@@ -91,12 +91,16 @@ def checkpoint(tmp_path: Path) -> MakeCheckpoint:
         _fill(model)
         if change is not None:
             change(model)
-        directory = tmp_path / family
-        model.to(dtype=getattr(pytest.importorskip("torch"), dtype)).save_pretrained(directory)
-        _tokenizer().save_pretrained(directory)
-        return directory
+        return save(model.to(dtype=getattr(pytest.importorskip("torch"), dtype)), tmp_path / family)
 
     return make
+
+
+def save(model: Any, directory: Path, **asked: Any) -> Path:
+    """Save a model and a tokenizer for it; return the directory."""
+    model.save_pretrained(directory, **asked)
+    _tokenizer().save_pretrained(directory)
+    return directory
 
 
 def _fill(model: Any) -> None:
@@ -119,14 +123,20 @@ def _tokenizer() -> Any:
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<|endoftext|>")
 
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a tiny LLaMA as llama.cpp does: two layers, float32, tied embeddings."""
+    """Return a function that writes a tiny LLaMA as llama.cpp does: two layers, float32, tied embeddings.
 
-    def write(architecture: str = "llama", change: Callable[[Any], None] | None = None) -> Path:
+    A tensor that is called spoilt holds no numbers.
+    """
+
+    def write(
+        architecture: str = "llama", change: Callable[[Any], None] | None = None, spoilt: str | None = None
+    ) -> Path:
         gguf = pytest.importorskip("gguf", reason="gguf writes the file")
         path = tmp_path / "tiny.gguf"
         writer = gguf.GGUFWriter(path, architecture)
@@ -135,7 +145,8 @@ def gguf_file(tmp_path: Path) -> Callable[..., Path]:
             change(writer)
         numbers = np.random.default_rng(0)
         for name, shape in _tensor_shapes().items():
-            writer.add_tensor(name, numbers.normal(scale=0.3, size=shape).astype(np.float32))
+            values = np.full(shape, np.nan) if name == spoilt else numbers.normal(scale=0.3, size=shape)
+            writer.add_tensor(name, values.astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyhead.cache import RollingCache
 from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.hf import adopt, release
-from tests.hf.tiny import tiny
+from tests.hf.tiny import MODELS, tiny
 from tests.tolerances import assert_close
 
 LENGTH = 8
@@ -30,6 +31,12 @@ def read(model: Any, tokens: Tensor, past: Any = None, mask: Tensor | None = Non
     mask = torch.ones(len(tokens), seen + tokens.shape[1], dtype=torch.int64) if mask is None else mask
     with torch.no_grad():
         return model(tokens, attention_mask=mask, past_key_values=past, use_cache=True, **more)
+
+
+def padded() -> Tensor:
+    mask = torch.ones(2, LENGTH, dtype=torch.int64)
+    mask[1, :3] = 0
+    return mask
 
 
 # --- what moves sequences about
@@ -127,6 +134,70 @@ def test_a_window_keeps_every_token_only_while_tokens_may_be_taken_back() -> Non
         forgetful.activate_past_recording()
 
 
+# --- static caches
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_static_cache_finds_the_same_tokens_and_is_reserved_once(name: str) -> None:
+    model, prompt, mask = tiny(name), numbers(2, LENGTH), padded()
+    asked: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": LENGTH, "do_sample": False, "pad_token_id": 0}
+    asked |= {"cache_implementation": "static", "return_dict_in_generate": True}
+    theirs = model.generate(prompt, **asked).sequences  # the window of those that have one is 5 tokens
+    ours = adopt(model).generate(prompt, **asked)
+    assert torch.equal(ours.sequences, theirs)
+    caches = [layer.cache for layer in ours.past_key_values.layers]
+    assert {cache.length for cache in caches} == {2 * LENGTH - 1}
+    bounded = [cache for cache in caches if not isinstance(cache, RollingCache)]
+    assert {cache.max_seq_len for cache in bounded} <= {2 * LENGTH - 1}
+    assert ours.past_key_values.get_max_length() == (2 * LENGTH - 1 if bounded else -1)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "deepseek-v2", "bloom"])
+@pytest.mark.parametrize(
+    "asked", [{"num_beams": 3}, {"prefill_chunk_size": 3}, {"max_cache_len": 40}], ids=["beams", "chunks", "longer"]
+)
+def test_a_static_cache_goes_with_what_else_generate_does(name: str, asked: dict[str, Any]) -> None:
+    model, prompt = tiny(name), numbers(2, LENGTH)
+    asked = {"attention_mask": padded(), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **asked}
+    theirs = model.generate(prompt, **{key: x for key, x in asked.items() if key != "max_cache_len"})
+    assert torch.equal(adopt(model).generate(prompt, **asked, cache_implementation="static"), theirs)
+
+
+def test_what_passes_a_static_cache_is_refused_and_a_reset_one_is_as_long_again() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = adopt(tiny("llama"))
+    past = transformers.StaticCache(model.config, max_cache_len=LENGTH + 1)
+    read(model, numbers(2, LENGTH), past)
+    reserved = [layer.cache.allocated_bytes for layer in past.layers]
+    read(model, numbers(2, 1), past)
+    with pytest.raises(ShapeError, match=rf"past max_seq_len={LENGTH + 1}; make a longer cache"):
+        read(model, numbers(2, 1), past)
+    assert [layer.cache.allocated_bytes for layer in past.layers] == reserved
+    past.reset()
+    read(model, numbers(3, 4), past)
+    assert past.get_max_length() == LENGTH + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "mistral", "deepseek-v2"])
+def test_generating_with_a_compiled_model_finds_the_same_tokens(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, prompt = tiny(name), numbers(2, LENGTH)
+    asked: dict[str, Any] = {"attention_mask": padded(), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    theirs = model.generate(prompt, **asked)
+    compiling = transformers.CompileConfig(backend="eager", mode=None)
+    compiling._compile_all_devices = True  # which it does by itself on a GPU alone
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        ours = adopt(model).generate(prompt, **asked, cache_implementation="static", compile_config=compiling)
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    finally:
+        torch._dynamo.reset()
+    assert torch.equal(ours, theirs)
+    assert 0 < compiled < 20, "nothing was compiled, or something for each token"
+
+
 # --- what is refused
 
 
@@ -142,11 +213,12 @@ def test_more_tokens_than_there_are_cannot_be_cropped() -> None:
 def test_a_cache_of_another_kind_is_refused() -> None:
     transformers = pytest.importorskip("transformers")
     model = adopt(tiny("llama"))
-    static = transformers.StaticCache(model.config, max_cache_len=16)
-    with pytest.raises(UnsupportedError, match=r"a StaticLayer cannot hold what an adopted layer keeps.*DynamicCache"):
-        read(model, numbers(1, LENGTH), static)
-    with pytest.raises(UnsupportedError, match=r"a StaticLayer cannot hold"):
-        model.generate(numbers(1, LENGTH), max_new_tokens=2, cache_implementation="static", pad_token_id=0)
+    quantised = transformers.QuantizedCache("fp8", model.config)
+    with pytest.raises(UnsupportedError, match=r"a Fp8QuantizedLayer cannot hold what an adopted layer keeps.*Static"):
+        read(model, numbers(1, LENGTH), quantised)
+    asked: dict[str, Any] = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    with pytest.raises(UnsupportedError, match=r"a Fp8QuantizedLayer cannot hold.*'dynamic' or 'static'"):
+        model.generate(numbers(1, LENGTH), max_new_tokens=2, pad_token_id=0, **asked)
     both = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
     with pytest.raises(UnsupportedError, match=r"EncoderDecoderCache cannot hold what adopted layers keep"):
         read(model, numbers(1, LENGTH), both)
@@ -177,12 +249,6 @@ def test_a_model_and_an_adopted_one_do_not_go_on_from_each_others_cache() -> Non
 
 
 # --- what must be said at each call
-
-
-def padded() -> Tensor:
-    mask = torch.ones(2, LENGTH, dtype=torch.int64)
-    mask[1, :3] = 0
-    return mask
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])

@@ -1,30 +1,24 @@
-"""A checkpoint is found or refused with a reason, loaded whole or not at all, and a GGUF file converted once."""
+"""A checkpoint is found or refused with a reason, and loaded as the model that it is, whole or not at all."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import socket
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from polyhead.errors import CheckpointError, MissingExtraError, UnsupportedError
-from polyhead.hf import Loaded, capture, load, locate
-from tests.hf import conftest
-from tests.hf.conftest import TEXT, MakeCheckpoint
+from polyhead.errors import CheckpointError, MissingExtraError, ShapeError, UnknownNameError, UnsupportedError
+from polyhead.hf import Loaded, load, locate
+from tests.hf.conftest import MakeCheckpoint, save
 
 torch = pytest.importorskip("torch", reason="a model runs in torch")
 transformers = pytest.importorskip("transformers", reason="transformers loads the models")
 
-MODULE = importlib.import_module("polyhead.hf.load")
 MakeGguf = Callable[..., Path]
 
 
@@ -42,7 +36,7 @@ def test_a_directory_is_its_own_place(checkpoint: MakeCheckpoint, monkeypatch: p
     ("missing", "message"),
     [
         ("config.json", "holds no config.json; give a directory"),
-        ("model.safetensors", r"holds no weights, which are files named \*.safetensors"),
+        ("model.safetensors", r"holds no weights, which are model.safetensors or model.safetensors.index.json with"),
         ("tokenizer.json", "holds no tokenizer, which is one of tokenizer.json, "),
     ],
 )
@@ -84,7 +78,19 @@ def test_smollm2_is_the_file_of_its_package(
     assert (loaded.name, loaded.config["vocab_size"]) == ("smollm2", 12)
 
 
-# --- loading --------------------------------------------------------------------------------------
+# --- what is loaded -------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, **fields: Any) -> None:
+    """Change fields of a config.json, or take them out where they are None."""
+    file = path / "config.json"
+    changed = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+
+
+def bert(directory: Path) -> Path:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return save(transformers.BertModel(transformers.BertConfig(vocab_size=80, **shape)), directory)
 
 
 def test_what_is_loaded(checkpoint: MakeCheckpoint, capfd: pytest.CaptureFixture[str]) -> None:
@@ -94,15 +100,73 @@ def test_what_is_loaded(checkpoint: MakeCheckpoint, capfd: pytest.CaptureFixture
     loaded = load(path)
     assert isinstance(loaded, Loaded)
     assert (loaded.path, loaded.name, loaded.config["model_type"]) == (path, "qwen3", "qwen3")
+    assert type(loaded.model) is transformers.Qwen3ForCausalLM
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
-    assert loaded.model.config._attn_implementation == "eager"
+    assert loaded.model.config._attn_implementation == "sdpa"  # transformers' default
     assert loaded.tokenizer("the cat")["input_ids"]
     assert capfd.readouterr() == ("", "")  # transformers' reports and bars are its own affair
     assert transformers.logging.get_verbosity() == verbosity
     assert transformers.logging.is_progress_bar_enabled()
     assert repr(loaded) == f"Loaded(path={path!r}, name='qwen3')"
+
+
+def test_weights_are_the_files(checkpoint: MakeCheckpoint) -> None:
+    path = checkpoint("gpt2")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(path).state_dict()
+    ours = load(path).model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("architectures", "kind"),
+    [
+        (["LlamaForCausalLM"], "LlamaForCausalLM"),
+        (None, "LlamaForCausalLM"),
+        ([], "LlamaForCausalLM"),
+        (["OurLlama"], "LlamaForCausalLM"),
+        (["AutoModel"], "LlamaForCausalLM"),
+    ],
+)
+def test_the_class_is_the_one_that_the_config_names_or_has_a_head(
+    checkpoint: MakeCheckpoint, architectures: list[str] | None, kind: str
+) -> None:
+    path = checkpoint("llama")
+    rewrite(path, architectures=architectures)
+    assert type(load(path).model).__name__ == kind
+
+
+def test_a_model_without_a_head_is_loaded_as_such(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    whole = load(checkpoint("llama")).model
+    headless = load(save(whole.model, tmp_path / "headless"))
+    assert type(headless.model) is transformers.LlamaModel
+    assert type(load(bert(tmp_path / "bert")).model) is transformers.BertModel
+
+
+def test_a_type_without_a_language_model_is_its_bare_model(tmp_path: Path) -> None:
+    shape = {"vocab_size": 80, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    path = save(transformers.T5Model(transformers.T5Config(**shape)), tmp_path / "t5")
+    rewrite(path, architectures=None)
+    assert type(load(path).model) is transformers.T5Model
+
+
+def test_tied_weights_are_not_missing(checkpoint: MakeCheckpoint) -> None:
+    path = checkpoint("llama", tie_word_embeddings=True)
+    model = load(path).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_dtype_is_the_one_asked_for(checkpoint: MakeCheckpoint, dtype: Any) -> None:
+    assert {parameter.dtype for parameter in load(checkpoint("llama"), dtype=dtype).model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "polyhead"])
+def test_the_attention_is_the_one_asked_for(checkpoint: MakeCheckpoint, attention: str) -> None:
+    assert load(checkpoint("llama"), attention=attention).model.config._attn_implementation == attention
 
 
 def test_nothing_asks_a_network(checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,65 +179,88 @@ def test_nothing_asks_a_network(checkpoint: MakeCheckpoint, monkeypatch: pytest.
     assert load(path).name == "mistral"
 
 
-def test_a_type_that_is_not_read_is_refused_before_its_weights(checkpoint: MakeCheckpoint) -> None:
+# --- what is refused before its weights -----------------------------------------------------------
+
+
+@pytest.fixture
+def unreadable(checkpoint: MakeCheckpoint) -> Path:
+    """Return a checkpoint whose weights cannot be read, so that what is refused otherwise is refused before."""
     path = checkpoint("llama")
-    (path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
     (path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UnsupportedError, match="model_type='bloom' is not read"):
-        load(path)
-
-
-def test_truncated_weights(checkpoint: MakeCheckpoint) -> None:
-    path = checkpoint("llama")
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(
-        CheckpointError, match=r"the weights of .*llama cannot be read \(SafetensorError: .*fetch the f"
-    ):
-        load(path)
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the tensors of a saved checkpoint."""
-    safetensors = pytest.importorskip("safetensors.torch")
-    tensors = safetensors.load_file(path / "model.safetensors")
-    change(tensors)
-    safetensors.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-
-
-QUERY = "model.layers.1.self_attn.q_proj.weight"
+    return path
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("fields", "error", "message"),
     [
-        (lambda t: t.pop(QUERY), r"lacks layers.1.self_attn.q_proj.weight$"),
+        ({"model_type": "llama9"}, UnsupportedError, r"'llama9' in .*config.json is none that transformers \d.* knows"),
+        ({"model_type": None}, CheckpointError, r"llama/config.json has no model_type; is it a transformers"),
+        ({"architectures": ["BertModel"]}, CheckpointError, "config.json says model_type='llama', and a BertModel is"),
         (
-            lambda t: [t.pop(n) for n in list(t) if "layers.1" in n],
-            r"lacks layers.1.input_layernorm.weight and 12 more",
+            {"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}},
+            UnsupportedError,
+            r"Mine is code that comes with the checkpoint \(auto_map in .*config.json\), and none is run here",
         ),
-        (lambda t: t.update({QUERY: torch.ones(3, 3)}), r"has in another shape than config.json says layers.1.self_"),
         (
-            lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}),
-            r"has, against config.json, model.layers.0.self_attn.q_norm.weight$",
+            {"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}},
+            UnsupportedError,
+            "Mine is code that comes with the checkpoint",
         ),
+        ({"hidden_size": "wide"}, CheckpointError, r"the fields of .*llama/config.json cannot be read \("),
+        ({"num_attention_heads": 0}, CheckpointError, r"the fields of .*llama/config.json cannot be read \("),
     ],
 )
-def test_weights_that_are_not_the_models(
-    checkpoint: MakeCheckpoint, change: Callable[[dict[str, Any]], Any], message: str
+def test_a_config_that_is_not_known(
+    unreadable: Path, fields: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    path = checkpoint("llama")
-    edit(path, change)
-    with pytest.raises(CheckpointError, match=f"the checkpoint .*llama {message}"):
-        load(path)
+    rewrite(unreadable, **fields)
+    with pytest.raises(error, match=message):
+        load(unreadable)
 
 
-def test_old_buffers_and_other_heads_are_no_matter(checkpoint: MakeCheckpoint) -> None:
-    gpt2, llama = checkpoint("gpt2"), checkpoint("llama")
-    edit(gpt2, lambda t: t.update({f"transformer.h.0.attn.{n}": torch.ones(1) for n in ("bias", "masked_bias")}))
-    edit(llama, lambda t: t.update({"score.weight": torch.ones(2, 32)}))
-    edit(llama, lambda t: t.pop("lm_head.weight"))  # as an embedding model is saved
-    assert (load(gpt2).name, load(llama).name) == ("gpt2", "llama")
+def test_a_config_that_is_no_json(unreadable: Path) -> None:
+    (unreadable / "config.json").write_text("{'model_type': ")
+    with pytest.raises(CheckpointError, match=r"llama/config.json is not JSON: "):
+        load(unreadable)
+
+
+@pytest.mark.parametrize(
+    ("attention", "error", "message"),
+    [
+        ("sdqa", UnknownNameError, "no attention is called 'sdqa'; did you mean sdpa"),
+        ("kernels-community/flash-attn", UnknownNameError, "no attention is called 'kernels-community/flash-attn'"),
+        ("flash_attention_2", UnsupportedError, r"LlamaForCausalLM does not take .*package.*\); use eager"),
+    ],
+)
+def test_an_attention_that_is_not_there(unreadable: Path, attention: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load(unreadable, attention=attention)
+
+
+def test_a_model_that_goes_past_our_attention(tmp_path: Path) -> None:
+    shape = {"vocab_size": 80, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    path = save(transformers.BloomForCausalLM(transformers.BloomConfig(**shape)), tmp_path / "bloom")
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="BloomModel computes by itself"):
+        load(path, attention="polyhead")
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(unreadable: Path, device: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"device='{device}' cannot be used here \(.*\); use cpu"):
+        load(unreadable, device=device)
+
+
+def test_a_caller_may_refuse_a_model_by_its_config_and_its_modules(unreadable: Path) -> None:
+    def refuse(config: Any, empty: Any) -> None:
+        assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
+        raise UnsupportedError(f"no {config['model_type']}, no {type(empty).__name__}")
+
+    with pytest.raises(UnsupportedError, match="no llama, no LlamaForCausalLM"):
+        load(unreadable, check=refuse)
+
+
+# --- the rest -------------------------------------------------------------------------------------
 
 
 def test_a_broken_tokenizer(checkpoint: MakeCheckpoint) -> None:
@@ -183,218 +270,28 @@ def test_a_broken_tokenizer(checkpoint: MakeCheckpoint) -> None:
         load(path)
 
 
+def test_a_tokenizer_that_needs_a_package(checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("LlamaTokenizer requires the SentencePiece library")
+
+    path = checkpoint("llama")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(
+        MissingExtraError, match=r"reading the tokenizer of .*llama needs a package: LlamaTokenizer req"
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_without_a_token(checkpoint: MakeCheckpoint, chat: bool) -> None:
+    loaded = load(checkpoint("llama"))
+    with pytest.raises(ShapeError, match="text='' has no token; give at least one word"):
+        loaded.token_ids("", chat=chat)
+
+
 @pytest.mark.parametrize("module", ["torch", "transformers"])
 def test_without_the_extra(checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     path = checkpoint("llama")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"loading a model needs {module}, .* pip install 'polyhead\[hf\]'"):
         load(path)
-
-
-# --- converting -----------------------------------------------------------------------------------
-
-
-def leftovers(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.glob("*") if path.suffix != ".lock")
-
-
-def test_a_gguf_file_is_converted_once(
-    gguf_file: MakeGguf, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = gguf_file()
-    capfd.readouterr()
-    path = locate(file)
-    assert path.parent == cache
-    first, second = capfd.readouterr().err.splitlines()
-    assert first == f"polyhead: converting tiny.gguf once, into {path} ..."
-    assert second.startswith("polyhead: converted in ")
-    assert leftovers(cache) == [path.name]
-    assert sorted(p.name for p in path.glob("*.json")) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
-
-    monkeypatch.setattr(MODULE, "_write_checkpoint", lambda *args: pytest.fail("converted twice"))
-    renamed = file.rename(file.with_name("other.gguf"))  # the file's bytes are its key
-    assert locate(renamed) == path
-    assert capfd.readouterr().err == ""
-
-
-def test_a_converted_model_is_the_files(gguf_file: MakeGguf) -> None:
-    file = gguf_file()
-    loaded = load(file)
-    assert loaded.name == "tiny.gguf"
-    theirs = transformers.AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    ours = loaded.model.state_dict()
-    assert ours.keys() == theirs.state_dict().keys()
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(ours[name], tensor), name
-    read = capture(loaded, "abcda", layer=1)
-    assert (read.tokens, read.spec.attention.position.theta) == (("ab", "c", "d", "a"), 1000.0)  # type: ignore[union-attr]
-    whole = transformers.AutoModelForCausalLM.from_pretrained(loaded.path, local_files_only=True)
-    assert whole.lm_head.weight is whole.model.embed_tokens.weight
-
-
-def test_an_interrupted_conversion_leaves_nothing(
-    gguf_file: MakeGguf, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(tensors: Any, file: Path, **kwargs: Any) -> None:
-        file.write_bytes(b"half a fi")
-        raise KeyboardInterrupt
-
-    file = gguf_file()
-    with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            locate(file)
-    assert leftovers(cache) == []
-    assert load(file).name == "tiny.gguf"
-
-
-def test_a_killed_conversion_is_cleaned_up(gguf_file: MakeGguf, cache: Path) -> None:
-    file = gguf_file()
-    path = locate(file)
-    killed = path.rename(path.with_suffix(".partial"))  # all but the last step done, and nobody left to do it
-    (killed / "left.tmp").touch()
-    assert locate(file) == path
-    assert leftovers(cache) == [path.name]
-    assert not (path / "left.tmp").exists()
-
-
-def test_a_damaged_conversion_is_made_again(gguf_file: MakeGguf) -> None:
-    file = gguf_file()
-    path = locate(file)
-    (path / "model.safetensors").unlink()
-    assert locate(file) == path
-    assert load(file).name == "tiny.gguf"
-
-
-def test_a_broken_conversion_says_what_to_delete(gguf_file: MakeGguf) -> None:
-    file = gguf_file()
-    (locate(file) / "model.safetensors").write_bytes(b"noise")
-    with pytest.raises(CheckpointError, match="delete that directory, and the next call converts the file again"):
-        load(file)
-
-
-def test_two_at_once_convert_once(
-    gguf_file: MakeGguf, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file, write = gguf_file(), MODULE._write_checkpoint
-    started, others_turn, calls = threading.Event(), threading.Event(), []
-
-    def slowly(source: Path, into: Path) -> None:
-        calls.append(into)
-        started.set()
-        assert others_turn.wait(30)
-        write(source, into)
-
-    monkeypatch.setattr(MODULE, "_write_checkpoint", slowly)
-    say = MODULE._say
-    monkeypatch.setattr(MODULE, "_say", lambda line: (say(line), others_turn.set() if "waiting" in line else None))
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(locate, file)
-        assert started.wait(30)
-        second = pool.submit(locate, file)
-        assert first.result(60) == second.result(60)
-    assert len(calls) == 1
-    assert "another process is converting into" in capfd.readouterr().err
-
-
-def test_a_cache_that_cannot_be_written(gguf_file: MakeGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("POLYHEAD_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CheckpointError, match=r"cannot convert .*tiny.gguf into .*; set POLYHEAD_CACHE to a directory"):
-        locate(gguf_file())
-
-
-def test_a_gguf_file_that_may_not_be_read(gguf_file: MakeGguf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    file = gguf_file()
-    monkeypatch.setattr("hashlib.file_digest", fail)  # as root, no file's mode keeps anyone out
-    with pytest.raises(CheckpointError, match=r"cannot read .*tiny.gguf: Permission denied"):
-        locate(file)
-
-
-def test_a_full_disk(gguf_file: MakeGguf, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    safetensors = pytest.importorskip("safetensors")
-
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise safetensors.SafetensorError("No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device; set POLYHEAD_CACHE to a directory with room"):
-        locate(gguf_file())
-    assert leftovers(cache) == []
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("POLYHEAD_CACHE", "~/mine")
-    assert MODULE.cache_directory() == tmp_path / "mine"
-    monkeypatch.delenv("POLYHEAD_CACHE")
-    assert MODULE.cache_directory() == tmp_path / "xdg" / "polyhead"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert MODULE.cache_directory() == tmp_path / ".cache" / "polyhead"
-
-
-# --- GGUF files that are refused ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("contents", [b"", b"PK\x03\x04 something else"])
-def test_a_file_that_is_no_gguf(tmp_path: Path, contents: bytes) -> None:
-    file = tmp_path / "model.gguf"
-    file.write_bytes(contents)
-    with pytest.raises(CheckpointError, match="is no GGUF file: it does not begin with the letters GGUF"):
-        locate(file)
-
-
-@pytest.mark.parametrize("kept", [24, 400, 30_000])
-def test_a_truncated_gguf_file(gguf_file: MakeGguf, cache: Path, kept: int) -> None:
-    file = gguf_file()
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"the contents of .*tiny.gguf cannot be read \(.*; fetch the file again"):
-        locate(file)
-    assert leftovers(cache) == []
-
-
-def test_a_gguf_file_without_a_tensor(gguf_file: MakeGguf, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = conftest._tensor_shapes()
-    del shapes["blk.1.attn_k.weight"]
-    monkeypatch.setattr(conftest, "_tensor_shapes", lambda: shapes)
-    with pytest.raises(CheckpointError, match=r"tiny.gguf lacks model.layers.1.self_attn.k_proj.weight"):
-        locate(gguf_file())
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (lambda writer: writer.add_string("llama.rope.scaling.type", "yarn"), "rope.scaling.type"),
-        (lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), "rope_freqs.weight"),
-    ],
-)
-def test_a_gguf_file_with_a_scaling_that_would_be_lost(
-    gguf_file: MakeGguf, change: Callable[[Any], None], name: str
-) -> None:
-    with pytest.raises(UnsupportedError, match=f"tiny.gguf scales RoPE by {name}, which transformers does not read"):
-        locate(gguf_file(change=change))
-
-
-def test_a_gguf_file_of_another_type(gguf_file: MakeGguf) -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"tiny.gguf holds a falcon, which is not read; what is read: llama, mis"
-    ):
-        locate(gguf_file("falcon"))
-
-
-def test_without_gguf(gguf_file: MakeGguf, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = gguf_file()
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"converting a GGUF file needs gguf, .* pip install 'polyhead\[hf\]'"):
-        locate(file)
-
-
-@pytest.mark.model
-def test_smollm2_is_converted_and_loaded(smollm2: Loaded) -> None:
-    assert (smollm2.name, smollm2.config["num_hidden_layers"]) == ("smollm2", 30)
-    assert smollm2.tokenizer.convert_ids_to_tokens(smollm2.tokenizer("The cat")["input_ids"]) == ["The", "Ġcat"]
-    assert TEXT in smollm2.tokenizer.decode(smollm2.tokenizer(TEXT)["input_ids"])

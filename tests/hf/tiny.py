@@ -60,6 +60,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek-v2": ("deepseek_v2", LATENT | YARN),
     "deepseek-v2-plain": ("deepseek_v2", LATENT | {"q_lora_rank": None}),
+    "deepseek-v2-biased": ("deepseek_v2", LATENT | {"q_lora_rank": None, "attention_bias": True}),
     "deepseek-v3": ("deepseek_v3", LATENT | YARN | {"attention_bias": True}),
     "deepseek-v3-half": ("deepseek_v3", LATENT | {"rope_interleave": False}),
     "diffllama": ("diffllama", GROUPS | {"num_attention_heads": 8, "num_key_value_heads": 4}),

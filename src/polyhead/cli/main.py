@@ -17,6 +17,7 @@ COMMANDS = {
     "show": "Explain one mechanism, a model layer by layer, or a spec.",
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
+    "generate": "Let a model go on with a text, through polyhead's attention.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 """Each command and its line in the help, here so that the help imports none of them."""
@@ -65,6 +66,7 @@ def cli() -> None:
       polyhead compare                               all of them on the textbook's example
       polyhead compare --model smollm2 --text "The cat sat on the mat"
       polyhead explain gqa --q-len 1 --kv-len 8192   which kernel runs it
+      polyhead generate smollm2 "The capital of France is"
     """
 
 

@@ -23,8 +23,11 @@ def model_inputs(model: Any, text: str, *, layer: int, second_text: str | None, 
         The inputs, and a line that says what they are.
     """
     from polyhead.hf import capture, load
+    from polyhead.hf.capture import check_capturable
 
-    loaded = load(model) if isinstance(model, str | os.PathLike) else model
+    loaded = model
+    if isinstance(model, str | os.PathLike):  # refused, if it is, before its weights are read
+        loaded = load(model, check=lambda config, _: check_capturable(config))
     read = capture(loaded, text, layer=layer)
     cross = None
     if second_text is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polyhead.catalog.configs import layer_specs
@@ -25,8 +26,11 @@ def adopt(model: Any) -> Any:
     padding at the left work as before. What cannot be as before is an error:
 
     - a mask for each pair, positions that do not count on by one, packed sequences;
-    - caches other than transformers' ``DynamicCache``: static, quantised, offloaded ones;
+    - caches other than transformers' ``DynamicCache`` and ``StaticCache``: quantised, offloaded ones;
     - a gradient through cached tokens.
+
+    A ``StaticCache`` is reserved at once and bounded, as theirs is. Where ``generate()`` compiles, as it does with one
+    on a GPU, what attends with a cache stays outside the compiled graphs.
 
     Weights are shared, not copied, but where rows that belong together lie apart in the model's tensor (queries, keys
     and values of Bloom and of Falcon's other forms than multi-query, DiffLlama's values): those are copied, and what
@@ -48,8 +52,10 @@ def adopt(model: Any) -> Any:
     Raises:
         CheckpointError: If a tensor is missing, misshapen, not loaded or not finite, or does not fit the config.
         UnsupportedError: If the type is not on the list, if a field of its config cannot be expressed, if it is
-            adopted already, or if something changes how its modules run. The model is then as it was.
+            adopted already, or if something changes how its modules run.
         MissingExtraError: If torch or transformers is not installed.
+
+    After any error the model is as it was.
 
     *Differs from* transformers where a RoPE scaling depends on the length: it is refused, since there all tokens of
     a call are rotated alike.
@@ -71,12 +77,15 @@ def adopt(model: Any) -> Any:
             f"the config has {len(specs)} layers, and the model's modules {family.attention} are numbered {numbers}; "
             "adopt a model as transformers makes it"
         )
-    stand_ins = {path: _stand_in(path, module, family, specs) for path, module in modules.items()}
+    kind = families.adopted_class(family)
+    stand_ins = {path: _stand_in(path, module, kind, specs) for path, module in modules.items()}
+    torch = require_extra("torch", "hf", "adopting a model")
     masking = require_extra("transformers.masking_utils", "hf", "adopting a model")
-    masking.ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, families.padding_mask)
-    for path, stand_in in stand_ins.items():
+    # Data are decided upon, which a compiled graph cannot do: it ends before this, and goes on after it.
+    masking.ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, torch.compiler.disable(families.padding_mask))
+    for stand_in in stand_ins.values():
         stand_in.implementation_before = model.config._attn_implementation
-        model.set_submodule(path, stand_in)
+    _swap(model, stand_ins)
     model.config._attn_implementation = _NAME
     return model
 
@@ -99,11 +108,24 @@ def release(model: Any) -> Any:
     stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, families.Adopted)}
     if not stand_ins:
         raise UnsupportedError("this model is not adopted, so there is nothing to release; adopt(model) first")
-    for path, stand_in in stand_ins.items():
+    for stand_in in stand_ins.values():
         stand_in.write_back()
-        model.set_submodule(path, stand_in.original)
-        model.config._attn_implementation = stand_in.implementation_before
+    _swap(model, {path: stand_in.original for path, stand_in in stand_ins.items()})
+    model.config._attn_implementation = next(iter(stand_ins.values())).implementation_before
     return model
+
+
+def _swap(model: Any, modules: Mapping[str, Any]) -> None:
+    """Put modules into a model at their paths, all or none."""
+    before = {path: model.get_submodule(path) for path in modules}
+    try:
+        for path, module in modules.items():
+            model.set_submodule(path, module)
+    except BaseException:
+        for path, module in before.items():
+            owner, _, name = path.rpartition(".")
+            setattr(model.get_submodule(owner), name, module)
+        raise
 
 
 def _check_is_model(model: Any) -> None:
@@ -130,10 +152,10 @@ def _specs(model: Any, family: Family) -> list[LayerSpec]:
     return specs
 
 
-def _stand_in(path: str, module: Any, family: Family, specs: list[LayerSpec]) -> Adopted:
+def _stand_in(path: str, module: Any, kind: type[Adopted], specs: list[LayerSpec]) -> Adopted:
     from polyhead.hf import families
 
     try:
-        return families.stand_in(module, family, specs[module.layer_idx])
+        return families.stand_in(module, kind, specs[module.layer_idx])
     except PolyheadError as error:
         raise type(error)(f"{path}: {error}") from error

@@ -13,7 +13,7 @@ from polyhead.attention import Attention
 from polyhead.cache import Cache, GrowingCache, RollingCache
 from polyhead.errors import ShapeError, UnsupportedError, require_extra
 
-_REPLACED = ("DynamicLayer", "DynamicSlidingWindowLayer")
+_REPLACED = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,8 +142,8 @@ class CacheLayer:
         return self.cache.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """Return -1: there is no bound."""
-        return -1
+        """Return the length that no sequence may pass, or -1: a window has none, nor what is not static."""
+        return -1 if self.cache.max_seq_len is None else self.cache.max_seq_len
 
     def update(self, *states: Any, **more: Any) -> Any:
         """Refuse keys and values: an adopted module appends to `cache` itself."""
@@ -218,6 +218,8 @@ class CacheLayer:
 def layer_of(past: Any, index: int, attention: Attention, batch: int) -> CacheLayer:
     """Return an adopted layer's place in a cache of transformers, and put ours there if nothing has come yet.
 
+    Where theirs is static, ours reserves as many tokens at once, and takes no more.
+
     Args:
         past: transformers' ``Cache``.
         index: The layer's number.
@@ -232,16 +234,19 @@ def layer_of(past: Any, index: int, attention: Attention, batch: int) -> CacheLa
     """
     if not hasattr(past, "layers") or past.offloading:
         kind = "an offloaded cache" if hasattr(past, "layers") else f"a {type(past).__name__}"
-        raise UnsupportedError(f"{kind} cannot hold what adopted layers keep; use transformers' DynamicCache")
+        raise UnsupportedError(f"{kind} cannot hold what adopted layers keep; use a DynamicCache or StaticCache")
     while past.layer_class_to_replicate is not None and len(past.layers) <= index:
         past.layers.append(past.layer_class_to_replicate())
     held = past.layers[index]
-    if not isinstance(held, CacheLayer):
+    if isinstance(held, CacheLayer):
+        if held.cache.length or held.cache.batch == batch:
+            return held
+        reserved = held.cache.max_seq_len
+    else:
         _check_replaceable(held)
-    elif held.cache.length or held.cache.batch == batch:
-        return held
+        reserved = getattr(held, "max_cache_len", None)
     require_extra("transformers.cache_utils", "hf", "adopting a model").CacheLayerMixin.register(CacheLayer)
-    made = CacheLayer(attention.new_cache(batch), record_past=getattr(held, "record_past", False))
+    made = CacheLayer(attention.new_cache(batch, reserved), record_past=getattr(held, "record_past", False))
     past.layers[index] = made
     return made
 
@@ -251,7 +256,7 @@ def _check_replaceable(held: Any) -> None:
     if name not in _REPLACED:
         raise UnsupportedError(
             f"a {name} cannot hold what an adopted layer keeps, and another in its place would not do what it was "
-            "asked for; use transformers' DynamicCache, which generate() makes if cache_implementation is left out"
+            "asked for; use transformers' DynamicCache or StaticCache: cache_implementation='dynamic' or 'static'"
         )
     if held.get_seq_length():
         raise UnsupportedError(

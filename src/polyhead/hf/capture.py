@@ -13,19 +13,20 @@ import math
 import operator
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.catalog.configs import layer_specs
-from polyhead.errors import CheckpointError, ShapeError, UnknownNameError, UnsupportedError, require_extra
-from polyhead.hf.load import Loaded, quiet
+from polyhead.errors import ShapeError, UnknownNameError, UnsupportedError, require_extra
+from polyhead.hf.load import Loaded
 from polyhead.oracle import attend
 from polyhead.spec import AttentionSpec, DynamicNTKScaling, LayerSpec, LongRopeScaling, Rotary
 
 _NAME = "polyhead_capture"
+_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # those whose attention functions are alike
 _TOLERANCE = 1e-5  # of weights, where scores are of moderate size; see _rounding
 _MAX_WEIGHT_BYTES = 2 << 30
 _BLOCK = 256  # queries checked at a time, so that the check needs less memory than the weights
@@ -87,10 +88,12 @@ def capture(loaded: Loaded, text: str, *, layer: int, check: bool = True) -> Cap
         ShapeError: If the text has no token, more than the model has positions for, or so many that the weights
             take more than 2 GiB.
         CheckpointError: If the tokenizer gives a token that the model has no embedding for.
-        UnsupportedError: If the layer cannot be expressed, if the text passes the trained length of a scaling
-            that depends on the query's position, or if the spec does not give the model's weights.
+        UnsupportedError: If the model's type is not followed here or its layers cannot be expressed, if it is adopted,
+            if the text passes the trained length of a scaling that depends on the query's position, or if the spec
+            does not give the model's weights.
     """
-    specs = layer_specs(loaded.config)
+    specs = check_capturable(loaded.config)
+    _check_not_adopted(loaded)
     layer = _layer_number(layer, len(specs))
     attention = specs[layer].attention
     numbers, tokens = _tokenized(loaded, text)
@@ -109,6 +112,37 @@ def capture(loaded: Loaded, text: str, *, layer: int, check: bool = True) -> Cap
     return Captured(tokens=tokens, spec=specs[layer], layer=layer, max_error=max_error, **single)
 
 
+def check_capturable(config: Mapping[str, Any]) -> list[LayerSpec]:
+    """Raise unless the layers of a model can be captured, as far as its config.json tells.
+
+    Args:
+        config: The fields of its config.json.
+
+    Returns:
+        What each of its layers is.
+
+    Raises:
+        UnsupportedError: If its model type is not one of those that `capture` follows, or if its attention cannot be
+            expressed; see `polyhead.catalog.configs.layer_specs`.
+        CheckpointError: If a field that is needed is missing, or if the numbers do not fit together.
+    """
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in _MODEL_TYPES:
+        known = ", ".join(_MODEL_TYPES)
+        raise UnsupportedError(f"model_type={model_type!r} is not captured; what is captured: {known}")
+    return layer_specs(config)
+
+
+def _check_not_adopted(loaded: Loaded) -> None:
+    from polyhead.hf.families import Adopted
+
+    if any(isinstance(module, Adopted) for module in loaded.model.modules()):
+        raise UnsupportedError(
+            f"{loaded.name} is adopted, and capture follows transformers' own modules; "
+            "polyhead.hf.release(loaded.model) first"
+        )
+
+
 def _layer_number(layer: int, num_layers: int) -> int:
     number = operator.index(layer)
     if not -num_layers <= number < num_layers:
@@ -120,16 +154,7 @@ def _layer_number(layer: int, num_layers: int) -> int:
 
 
 def _tokenized(loaded: Loaded, text: str) -> tuple[list[int], tuple[str, ...]]:
-    with quiet():  # it warns of a text longer than the model's positions, which is an error below
-        numbers = [int(number) for number in loaded.tokenizer(text)["input_ids"]]
-    if not numbers:
-        raise ShapeError(f"text={text!r} has no token; give at least one word")
-    embeddings = loaded.model.get_input_embeddings().num_embeddings
-    if max(numbers) >= embeddings:
-        raise CheckpointError(
-            f"the tokenizer of {loaded.name} gives token {max(numbers)}, and the model has embeddings for "
-            f"{embeddings}; they are not of one model"
-        )
+    numbers = loaded.token_ids(text)
     return numbers, tuple(loaded.tokenizer.convert_ids_to_tokens(numbers))
 
 

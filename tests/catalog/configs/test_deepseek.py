@@ -9,7 +9,7 @@ import pytest
 
 from polyhead.catalog.configs import layer_specs
 from polyhead.errors import UnsupportedError
-from polyhead.spec import Latent, Softmax
+from polyhead.spec import Latent, LayerSpec, Softmax
 from tests.catalog.configs.files import DEEPSEEK, only, rotary, without
 
 V2 = DEEPSEEK | {"model_type": "deepseek_v2"}
@@ -28,6 +28,10 @@ def test_widths(config: dict[str, Any]) -> None:
     assert only(config | {"q_lora_rank": None}).attention.storage.q_lora_rank is None  # type: ignore[union-attr]
 
 
+def biases(layer: LayerSpec) -> set[str]:
+    return {name.partition(".")[0] for name in layer.parameter_shapes() if name.endswith(".bias")}
+
+
 def test_which_widths_turn_together() -> None:
     assert rotary(V2).pairs == rotary(DEEPSEEK).pairs == "interleaved"
     assert rotary(DEEPSEEK | {"rope_interleave": False}).pairs == "half"
@@ -42,11 +46,11 @@ def test_yarn_raises_the_scale_by_mscale_squared() -> None:
     assert only(V2 | {"rope_scaling": YARN | {"type": "default"}}).attention.weighting == Softmax()
 
 
-def test_biases() -> None:
-    layer = only(DEEPSEEK | {"attention_bias": True})
-    assert (layer.qkv_bias, layer.out_bias) == (True, True)
-    with pytest.raises(UnsupportedError, match=r"attention_bias .* without q_lora_rank the latent has a bias and"):
-        layer_specs(DEEPSEEK | {"attention_bias": True, "q_lora_rank": None})
+def test_what_goes_into_a_latent_has_the_bias_and_so_has_the_output() -> None:
+    biased = DEEPSEEK | {"attention_bias": True}
+    assert biases(only(biased)) == {"q_a_proj", "kv_a_proj", "o_proj"}
+    assert biases(only(biased | {"q_lora_rank": None})) == {"kv_a_proj", "o_proj"}
+    assert biases(only(DEEPSEEK)) == set()
 
 
 def test_a_latent_has_keys_for_every_head() -> None:

@@ -50,7 +50,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", **GPT2},
     "gpt2, scaled by layer": {"model_type": "gpt2", **GPT2, "n_inner": 40, "scale_attn_by_inverse_layer_idx": True},
     "deepseek_v2": {"model_type": "deepseek_v2", **LATENT, "rope_scaling": YARN, "mlp_bias": True},
-    "deepseek_v2, no latent of queries": {"model_type": "deepseek_v2", **LATENT, "q_lora_rank": None},
+    "deepseek_v2, no latent of queries": {"model_type": "deepseek_v2", **LATENT, "q_lora_rank": None}
+    | {"attention_bias": True},
     "deepseek_v3": {"model_type": "deepseek_v3", **LATENT, "rope_scaling": YARN, "attention_bias": True},
     "deepseek_v3, halves, all dense": {"model_type": "deepseek_v3", **LATENT, "rope_interleave": False}
     | {"first_k_dense_replace": 3},

@@ -18,8 +18,6 @@ from polyhead.spec.scaling import yarn_mscale
 
 def _read(config: Config) -> Stacks:
     storage, bias = _storage(config), config.flag("attention_bias")
-    if bias and storage.q_lora_rank is None:
-        raise in_the_way("attention_bias", "without q_lora_rank the latent has a bias and the queries have none")
     pairs = "interleaved" if config.model_type == "deepseek_v2" or config.flag("rope_interleave") else "half"
     spec = AttentionSpec(
         storage=storage,
@@ -27,7 +25,8 @@ def _read(config: Config) -> Stacks:
         pattern=Causal(),
         weighting=Softmax(scale=_scale(config, storage)),
     )
-    # the latents' norms are made without the config's ε, so they keep their class's
+    # what goes into a latent has the bias, so without one of queries these have none; the latents' norms are made
+    # without the config's ε, so they keep their class's
     layer = LayerSpec(attention=spec, embed_dim=config.embed_dim, qkv_bias=bias, out_bias=bias, norm_eps=1e-6)
     return Stacks(layers=(layer,) * config.whole("num_hidden_layers"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from polyhead.hf.families import differential, fused, latent, rotary
-from polyhead.hf.families.base import Adopted, Family, padding_mask, stand_in
+from polyhead.hf.families.base import Adopted, Family, adopted_class, padding_mask, stand_in
 
 FAMILIES: Mapping[str, Family] = {
     **rotary.FAMILIES,
@@ -13,4 +13,4 @@ FAMILIES: Mapping[str, Family] = {
 }
 """Each by its ``model_type``."""
 
-__all__ = ["FAMILIES", "Adopted", "Family", "padding_mask", "stand_in"]
+__all__ = ["FAMILIES", "Adopted", "Family", "adopted_class", "padding_mask", "stand_in"]

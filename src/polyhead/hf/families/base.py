@@ -52,7 +52,7 @@ class Adopted(nn.Module):
             if name.startswith("_forward") and "hooks" in name:
                 self.__dict__[name] = hooks  # the same object, so that hooks stay through adoption and release
         self.bind()
-        self.train(original.training)
+        nn.Module.train(self, original.training)
 
     @staticmethod
     def shapes(spec: LayerSpec) -> dict[str, Shape]:
@@ -172,6 +172,12 @@ class Adopted(nn.Module):
                 f"attention_mask reached layer {self.layer_idx} as {list(mask.shape)}, and an adopted layer's pattern "
                 "comes from its spec; give a mask [batch, tokens] that is 0 for padding"
             )
+        attend = self._attend if past is None else self._attend_with_past
+        return attend(x, mask, past, positions, weights=weights)
+
+    def _attend(
+        self, x: Tensor, mask: Tensor | None, past: Any, positions: Tensor | None, *, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         held = None if past is None else layer_of(past, self.layer_idx, self.attention, len(x))
         length = 0 if held is None else held.cache.length
         seen = Seen() if held is None else held.seen
@@ -182,6 +188,9 @@ class Adopted(nn.Module):
         if held is not None:
             held.seen = seen
         return output if weights else (output, None)
+
+    # A cache counts in Python, so a compiled graph would be made anew for each token; it goes on after this instead.
+    _attend_with_past = torch.compiler.disable(_attend)
 
     def _run(self, x: Tensor, key_mask: Tensor | None, held: CacheLayer | None, *, return_weights: bool) -> Any:
         asked: dict[str, Any] = {"key_mask": key_mask, "return_weights": return_weights}
@@ -227,14 +236,22 @@ class Family:
         return cast("type[nn.Module]", getattr(module, name))
 
 
-def stand_in(original: nn.Module, family: Family, spec: LayerSpec) -> Adopted:
-    """Return what stands in for a model's attention module, which stays as it is.
+def adopted_class(family: Family) -> type[Adopted]:
+    """Return a new class for what stands in for a family's attention modules.
 
-    It is an instance of the original's class too, as transformers finds the modules whose outputs it records.
+    It is one of the original's too, as transformers finds the modules whose outputs it records. One is enough for all
+    layers of a model, so that what is compiled for one of them is there for the others.
+    """
+    theirs = family.replaced()
+    return cast("type[Adopted]", type(f"Adopted{theirs.__name__}", (family.adopted, theirs), {}))
+
+
+def stand_in(original: nn.Module, kind: type[Adopted], spec: LayerSpec) -> Adopted:
+    """Return what stands in for a model's attention module, which stays as it is.
 
     Args:
         original: The module.
-        family: Its family.
+        kind: Its class, from `adopted_class`.
         spec: What the module is.
 
     Returns:
@@ -247,10 +264,9 @@ def stand_in(original: nn.Module, family: Family, spec: LayerSpec) -> Adopted:
             norms is not the spec's.
     """
     _check_runs_as_written(original)
-    _check_tensors(original, family.adopted.shapes(spec))
+    _check_tensors(original, kind.shapes(spec))
     _check_numbers(original, spec)
-    kind = type(f"Adopted{type(original).__name__}", (family.adopted, type(original)), {})
-    return cast("Adopted", kind(original, spec))
+    return kind(original, spec)
 
 
 def _check_runs_as_written(original: nn.Module) -> None:
@@ -290,14 +306,22 @@ def _check_numbers(original: nn.Module, spec: LayerSpec) -> None:
 
 
 def padding_mask(
-    *, attention_mask: Bool[Tensor, "batch seen"] | None = None, use_vmap: bool = False, **unread: Any
+    *,
+    q_length: int,
+    q_offset: int | Tensor = 0,
+    attention_mask: Bool[Tensor, "batch seen"] | None = None,
+    use_vmap: bool = False,
+    **unread: Any,
 ) -> Bool[Tensor, "batch seen"] | None:
     """Return what a model gives its adopted layers as a mask: padding, and nothing of the pattern, which they know.
 
     transformers calls it in place of what builds a mask for each pair.
 
     Args:
-        attention_mask: Booleans ``[batch, past + tokens]``, False for padding, or None.
+        q_length: Number of new tokens.
+        q_offset: Number of tokens before them.
+        attention_mask: Booleans ``[batch, past + tokens]``, False for padding, or None. With a static cache a model may
+            fill it up with padding to the cache's length.
         use_vmap: Whether the model adds a mask function of its own.
         **unread: What only a mask for each pair needs.
 
@@ -309,6 +333,9 @@ def padding_mask(
     """
     if use_vmap:
         raise UnsupportedError("the model adds a mask of its own to the pattern, which adopted layers do not read")
-    if attention_mask is None or bool(attention_mask.all()):
+    if attention_mask is None:
         return None
-    return attention_mask
+    tokens = int(q_offset) + q_length
+    if not attention_mask[:, tokens:].any():
+        attention_mask = attention_mask[:, :tokens]
+    return None if bool(attention_mask.all()) else attention_mask
