@@ -48,6 +48,7 @@ def written(loaded: tuple[Any, Any], texts: list[str], **asked: Any) -> tuple[li
     return tokenizer.batch_decode(theirs.sequences), tokenizer.batch_decode(ours.sequences), apart
 
 
+@pytest.mark.parametrize("cache", [None, "static"], ids=["dynamic", "static"])
 @pytest.mark.parametrize(
     ("count", "asked"),
     [
@@ -57,7 +58,9 @@ def written(loaded: tuple[Any, Any], texts: list[str], **asked: Any) -> tuple[li
     ],
     ids=["two hundred tokens", "four texts padded at the left", "beams"],
 )
-def test_it_writes_the_same_from_the_same_logits(loaded: tuple[Any, Any], count: int, asked: dict[str, Any]) -> None:
-    theirs, ours, apart = written(loaded, TEXTS[:count], **asked)
+def test_it_writes_the_same_from_the_same_logits(
+    loaded: tuple[Any, Any], count: int, asked: dict[str, Any], cache: str | None
+) -> None:
+    theirs, ours, apart = written(loaded, TEXTS[:count], cache_implementation=cache, **asked)
     assert ours == theirs
     assert apart <= 1e-3  # logits reach 20, and 30 layers round
