@@ -206,7 +206,7 @@ def test_where_a_model_of_deepseek_v2_s_size_begins_to_expand(kv_len: int, last:
     whole = ph.AttentionSpec(storage=storage, position=ph.Rotary(), pattern=ph.Causal())
     if last:
         assert ph.explain(whole, q_len=last, kv_len=kv_len).kernel == "absorbed"
-    assert ph.explain(whole, q_len=last + 1, kv_len=kv_len).kernel == "dense"
+    assert ph.explain(whole, q_len=last + 1, kv_len=kv_len).kernel == "tiled"
 
 
 @pytest.mark.parametrize("rank", [512, 64])
@@ -214,4 +214,4 @@ def test_auto_builds_no_score_matrix_for_a_long_text_that_sdpa_takes(rank: int) 
     """Also where the latent is so narrow that absorbing has fewer multiplications."""
     storage = ph.Latent(num_heads=16, kv_lora_rank=rank, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
     whole = ph.AttentionSpec(storage=storage, position=ph.Rotary(), pattern=ph.Causal())
-    assert ph.explain(whole, q_len=32_768, kv_len=32_768).kernel == "dense"
+    assert ph.explain(whole, q_len=32_768, kv_len=32_768).kernel == "tiled"

@@ -35,7 +35,7 @@ def weigh(call: Call, products: Tensor, query: Tensor, allowed: Tensor) -> Tenso
     maps = _softmax(scores, allowed, sinks)
     if not isinstance(spec.weighting, Differential):
         return maps[:, 0]
-    weights = maps[:, 0] - _lambda(call, spec.weighting) * maps[:, 1]
+    weights = maps[:, 0] - difference(call, spec.weighting) * maps[:, 1]
     if spec.weighting.form == "clipped":
         weights = weights.clamp(min=0.0)
         total = weights.sum(dim=-1, keepdim=True)
@@ -43,12 +43,12 @@ def weigh(call: Call, products: Tensor, query: Tensor, allowed: Tensor) -> Tenso
     return weights
 
 
-def finish(call: Call, weights: Tensor, output: Tensor) -> Tensor:
+def finish(call: Call, weights: Tensor | None, output: Tensor) -> Tensor:
     """Complete the weighted values: Shaw's part of them, then differential weighting's norm.
 
     Args:
         call: What is asked.
-        weights: The weights.
+        weights: The weights, which Shaw's part needs.
         output: The weighted values ``[batch, kv_heads, group, q_len, v_head_dim]``.
 
     Returns:
@@ -56,6 +56,7 @@ def finish(call: Call, weights: Tensor, output: Tensor) -> Tensor:
     """
     spec = call.case.spec
     if isinstance(spec.position, ShawBias):
+        assert weights is not None
         pair_entries = relative.entries(spec, call.query_positions, call.key_positions)
         output = output + relative.mixed_values(weights, call.params["relative_values"], pair_entries)
     if isinstance(spec.weighting, Differential) and spec.weighting.form != "clipped":
@@ -111,7 +112,8 @@ def _softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None) -> Tensor:
     return weights.masked_fill(~allowed, 0.0)
 
 
-def _lambda(call: Call, weighting: Differential) -> Tensor | float:
+def difference(call: Call, weighting: Differential) -> Tensor | float:
+    """Return λ, how much of the second map is taken from the first."""
     if weighting.form == "clipped":
         return weighting.initial_lambda
     first, second = ((call.params[f"lambda_q{i}"] @ call.params[f"lambda_k{i}"]).exp() for i in (1, 2))

@@ -45,6 +45,18 @@ class Reach(NamedTuple):
         return math.inf if self.left is None else self.left + 1 + self.first
 
 
+class Repeat(NamedTuple):
+    """A pattern that looks the same further on: moved by ``step``, queries and keys from ``start`` on meet as before.
+
+    Attributes:
+        step: By how many positions.
+        start: The first position that moves; what keys before it are seen by may still go by the query's position.
+    """
+
+    step: int
+    start: int = 0
+
+
 def band_layout(first: tuple[int, int], last: tuple[int, int], kv_len: int) -> list[KeyRange]:
     """Lay out a window that slides with the query.
 
