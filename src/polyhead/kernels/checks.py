@@ -65,6 +65,7 @@ def checked_call(
         segments=segments is not None,
         dropout=check_dropout(dropout_p) > 0.0,
         weights=return_weights,
+        compiled=torch.compiler.is_compiling(),
     )
     places = _positions("key_positions", key_positions, 0, key)
     same = q_len == kv_len and query_positions is key_positions  # as in self-attention; then they are rotated alike

@@ -32,6 +32,7 @@ class Case:
         dropout: Whether weights are dropped at random.
         weights: Whether the weights are to be returned.
         state: Whether the past is there as sums alone, of a cache for linear weighting.
+        compiled: Whether ``torch.compile`` or ``torch.export`` is tracing the call.
     """
 
     spec: AttentionSpec
@@ -46,6 +47,7 @@ class Case:
     dropout: bool = False
     weights: bool = False
     state: bool = False
+    compiled: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

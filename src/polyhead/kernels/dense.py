@@ -48,8 +48,10 @@ def refuse(case: Case) -> str | None:
 
 def pass_over(case: Case) -> str | None:
     """Return why another kernel is quicker or smaller, or None."""
-    if case.q_len * case.kv_len < MOST_MASKED or case.device != "cpu" or not case.aligned or flash.missing():
+    if case.compiled or case.device != "cpu" or not case.aligned or flash.missing():
         return None  # nothing else takes it but the plain kernel, whose matrices are more and larger
+    if case.q_len * case.kv_len < MOST_MASKED:
+        return None
     if not _sees_everything(case) and not _is_causal(case):
         return f"it would be given a mask of all {case.q_len:,} × {case.kv_len:,} pairs"
     if case.spec.qk_head_dim != case.spec.v_head_dim:

@@ -92,7 +92,7 @@ def explain(
         device: Where they are.
         needs_grad: Whether a gradient will be asked for.
         **asked: What else is asked, as in `polyhead.kernels.common.Case`: ``aligned`` (default True),
-            ``key_mask``, ``segments``, ``dropout``, ``weights``, ``state``.
+            ``key_mask``, ``segments``, ``dropout``, ``weights``, ``state``, ``compiled``.
 
     Returns:
         The explanation; ``str()`` of it is for reading.

@@ -40,6 +40,8 @@ def refuse(case: Case) -> str | None:
     """Return why tiles do not compute this case, or None."""
     if case.device != "cpu":
         return f"the operator behind it is the CPU's, not {case.device}'s"
+    if case.compiled:
+        return "its tiles go by the lengths, which a compiled graph leaves open"
     return flash.missing() or _unknown_to_a_tile(case.spec) or _no_tile_gives(case)
 
 
