@@ -19,6 +19,9 @@ from polyhead.kernels.common import (
 )
 from polyhead.spec import Alibi, Causal, Full, RelativeBias, Softmax
 
+MOST_MASKED = 2**16
+"""Pairs from which a mask of all of them is not worth its memory."""
+
 
 def refuse(case: Case) -> str | None:
     """Return why SDPA does not compute this case, or None."""
@@ -42,6 +45,17 @@ def refuse(case: Case) -> str | None:
     return None
 
 
+def pass_over(case: Case) -> str | None:
+    """Return why another kernel is quicker or smaller, or None."""
+    if case.q_len * case.kv_len < MOST_MASKED:
+        return None
+    if not _sees_everything(case) and not _is_causal(case):
+        return f"it would be given a mask of all {case.q_len:,} × {case.kv_len:,} pairs"
+    if case.spec.qk_head_dim != case.spec.v_head_dim:
+        return "PyTorch's quick kernels want keys and values of one width"
+    return None
+
+
 def run(call: Call) -> tuple[Tensor, None]:
     """Compute one call of SDPA; see `Kernel.run`."""
     case, spec = call.case, call.case.spec
@@ -49,7 +63,7 @@ def run(call: Call) -> tuple[Tensor, None]:
     if _sees_everything(case):
         return _sdpa(call, key, value), None
     bad = functools.partial(not_finite, key, value, spec)
-    if spec.pattern == Causal() and _is_square(case):
+    if _is_causal(case):
         causal = functools.partial(_sdpa, call, is_causal=True)
         return confined(causal, (key, value), bad, lambda: allowed_pairs(call)), None
     allowed = allowed_pairs(call)
@@ -69,9 +83,10 @@ def _sdpa(call: Call, key: Tensor, value: Tensor, *, mask: Tensor | None = None,
     )
 
 
-def _is_square(case: Case) -> bool:
-    """Whether SDPA's ``is_causal``, which counts both sides from 0, means the implied positions."""
-    return case.aligned and case.q_len == case.kv_len and not (case.key_mask or case.segments)
+def _is_causal(case: Case) -> bool:
+    """Whether SDPA's ``is_causal``, which counts both sides from 0, is the pattern."""
+    is_square = case.aligned and case.q_len == case.kv_len
+    return case.spec.pattern == Causal() and is_square and not (case.key_mask or case.segments)
 
 
 def _sees_everything(case: Case) -> bool:
@@ -81,4 +96,4 @@ def _sees_everything(case: Case) -> bool:
     return single_last or case.spec.pattern == Full()
 
 
-KERNEL = Kernel("dense", "PyTorch's scaled_dot_product_attention", refuse, run)
+KERNEL = Kernel("dense", "PyTorch's scaled_dot_product_attention", refuse, run, pass_over)

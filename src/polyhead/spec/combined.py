@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from polyhead.errors import SpecError
 from polyhead.spec.pattern import Full, Pattern
-from polyhead.spec.ranges import KeyRange, Reach, merge
+from polyhead.spec.ranges import KeyRange, Reach, Repeat, merge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -68,6 +69,18 @@ class Combined(Pattern):
     @property
     def depends_on_kv_len(self) -> bool:  # noqa: D102
         return any(part.depends_on_kv_len for part in self.parts)
+
+    @property
+    def unit(self) -> int:  # noqa: D102
+        return math.lcm(*(part.unit for part in self.parts))
+
+    @property
+    def repeat(self) -> Repeat | None:  # noqa: D102
+        repeats = [part.repeat for part in self.parts]
+        known = [one for one in repeats if one is not None]
+        if len(known) < len(repeats):
+            return None
+        return Repeat(math.lcm(*(one.step for one in known)), max(one.start for one in known))
 
     @property
     def per_head(self) -> bool:  # noqa: D102

@@ -40,6 +40,10 @@ class Linked(Pattern):
         raise NotImplementedError
 
     @property
+    def unit(self) -> int:  # noqa: D102
+        return self.block or 1
+
+    @property
     def _past_only(self) -> bool:
         return False
 
@@ -58,14 +62,14 @@ class Linked(Pattern):
         import numpy as np
 
         size = self.block or 1
-        links = self.links(np.arange(start, stop), kv_len=kv_len, head=head)
+        queries = np.arange(start - start % size, stop, size)  # one for each unit
         counts: dict[int, int] = {}
-        for row in links.tolist():
+        for row in self.links(queries, kv_len=kv_len, head=head).tolist():
             for unit in {unit for unit in row if unit >= 0}:
                 counts[unit] = counts.get(unit, 0) + 1
         layout = clip(
             (
-                KeyRange(unit * size, (unit + 1) * size, BlockState.FULL if n == stop - start else BlockState.PARTIAL)
+                KeyRange(unit * size, (unit + 1) * size, BlockState.FULL if n == len(queries) else BlockState.PARTIAL)
                 for unit, n in sorted(counts.items())
             ),
             kv_len,

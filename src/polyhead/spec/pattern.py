@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import Choice, as_int
-from polyhead.spec.ranges import BlockState, KeyRange, Reach, band_layout, clip, state_of
+from polyhead.spec.ranges import BlockState, KeyRange, Reach, Repeat, band_layout, clip, state_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -69,6 +69,16 @@ class Pattern(Choice):
     def reach(self) -> Reach:
         """How far back a query looks: what a cache must keep of a causal pattern. Not bounded, unless overridden."""
         return Reach(left=None)
+
+    @property
+    def unit(self) -> int:
+        """Length of the aligned runs of tokens that are treated alike."""
+        return 1
+
+    @property
+    def repeat(self) -> Repeat | None:
+        """From where on, and by how much moved, it looks the same; None where it never need."""
+        return None
 
     @property
     def per_head(self) -> bool:
@@ -157,6 +167,10 @@ class Band(Pattern):
     def reach(self) -> Reach:  # noqa: D102
         return Reach(left=self.left)
 
+    @property
+    def repeat(self) -> Repeat:  # noqa: D102
+        return Repeat(1)
+
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not isinstance(other, Band):
             return None
@@ -223,6 +237,14 @@ class Chunked(Pattern):
     def reach(self) -> Reach:  # noqa: D102
         return Reach(left=(self.left + 1) * self.size - 1)
 
+    @property
+    def unit(self) -> int:  # noqa: D102
+        return self.size
+
+    @property
+    def repeat(self) -> Repeat:  # noqa: D102
+        return Repeat(self.size)
+
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not isinstance(other, Chunked) or other.size != self.size:
             return None
@@ -272,6 +294,10 @@ class Global(Pattern):
     @property
     def reach(self) -> Reach:  # noqa: D102
         return Reach(left=None) if self.last else Reach(left=0, first=self.first)
+
+    @property
+    def repeat(self) -> Repeat | None:  # noqa: D102
+        return None if self.last else Repeat(1, self.first)
 
     def merged(self, other: Pattern, *, union: bool) -> Pattern | None:  # noqa: D102
         if not (union and isinstance(other, Global)):

@@ -1,0 +1,272 @@
+"""PyTorch's flash attention for the CPU, tile by tile, forward and backward.
+
+The operator behind ``scaled_dot_product_attention`` takes any additive mask with any strides and returns the
+log-sum-exp of each row; the public function keeps both to itself. It is private, so all use of it is here, and
+`missing` says where it is not what this file knows.
+
+Nothing is kept of a tile but its rows' outputs and log-sum-exps. The backward pass makes the tiles again: from the
+log-sum-exp of a *whole* row, the operator's own backward gives a tile's exact share of the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
+_ARGUMENTS = (
+    ("query", "key", "value", "dropout_p", "is_causal", "attn_mask", "scale"),
+    ("grad_out", "query", "key", "value", "out", "logsumexp", "dropout_p", "is_causal", "attn_mask", "scale"),
+)
+KEYS_AT_ONCE = 4096
+"""Keys whose gradients a backward step forms beside those it adds them to."""
+
+
+class Tile(NamedTuple):
+    """Consecutive queries and the keys that some of them meet; or several such, one after the other, of one shape.
+
+    Attributes:
+        queries: Which queries, counted from the first.
+        keys: Ranges of keys, one after the other; or numbers of keys ``[count, num_heads, keys]``, each head its own.
+        mask: What is added to the scores, ``[batch or count or 1, num_heads or 1, queries or 1, keys]``: −inf for a
+            pair that may not meet. None: all meet.
+        flipped: Whether the mask's rows run from the last query to the first.
+        steps: By how much each range of keys moves from one of several to the next.
+        count: How many there are; the operator takes them at once, as a batch.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...] | Tensor
+    mask: Tensor | None = None
+    flipped: bool = False
+    steps: tuple[int, ...] = ()
+    count: int = 1
+
+
+Tiles = Callable[[Tensor | None], Iterator[Tile]]
+"""Makes the tiles, from the bias of each distance if there is one. Each query is in one tile and no more."""
+
+
+def missing() -> str | None:
+    """Return why PyTorch's operator cannot be called, or None."""
+    for name, arguments in zip((_FORWARD, f"{_FORWARD}_backward"), _ARGUMENTS, strict=True):
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None:
+            return f"PyTorch {torch.__version__} has no operator {name}"
+        if tuple(argument.name for argument in packet.default._schema.arguments) != arguments:
+            return f"PyTorch {torch.__version__} has another operator {name} than this knows"
+    return None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tiles: Tiles,
+    *,
+    scale: float,
+    sinks: Tensor | None = None,
+    distance_bias: Tensor | None = None,
+    gradient: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Compute softmax attention over tiles.
+
+    Args:
+        query: ``[batch, num_heads, q_len, width]``.
+        key: ``[batch, num_kv_heads, kv_len, width]``.
+        value: ``[batch, num_kv_heads, kv_len, width]``.
+        tiles: Makes the tiles.
+        scale: What scores are multiplied by.
+        sinks: ``[num_heads]``, what each row's softmax may spend on nothing, or None.
+        distance_bias: What ``tiles`` is given.
+        gradient: Returns the gradient of ``distance_bias``, from ``query, key, value, output, lse, grad_output``;
+            needed where it requires one.
+
+    Returns:
+        ``[batch, num_heads, q_len, width]``.
+    """
+    tensors = (_rows(query), _rows(key), _rows(value))
+    output: Tensor = _Tiled.apply(*tensors, sinks, distance_bias, tiles, scale, gradient)  # type: ignore[no-untyped-call]
+    return output
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, tiles: Iterator[Tile], scale: float) -> tuple[Tensor, Tensor]:
+    """Return the output and its log-sum-exps ``[batch, num_heads, q_len]``; zeros where no key is met."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = torch.empty(query.shape[:3], dtype=wide, device=query.device)
+    for tile in tiles:
+        if _is_empty(tile):
+            output[:, :, tile.queries], lse[:, :, tile.queries] = 0.0, 0.0
+            continue
+        for q, k, v, out, row_lse in _apart(tile, query, key, value, output, lse):
+            operands = (_some(q, tile), _met(k, tile, q.shape[1]), _met(v, tile, q.shape[1]))
+            rows, sums = getattr(torch.ops.aten, _FORWARD)(*operands, attn_mask=tile.mask, scale=scale)
+            _rows_of(out, tile).copy_(_turned(rows, tile))
+            _rows_of(row_lse, tile).copy_(_turned(sums, tile))
+    return output, lse
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - what autograd is to follow must be an argument of its own
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        distance_bias: Tensor | None,
+        tiles: Tiles,
+        scale: float,
+        gradient: Callable[..., Tensor] | None,
+    ) -> Tensor:
+        output, lse = forward(query, key, value, tiles(distance_bias), scale)
+        if sinks is not None:  # one more column of the softmax, which meets no value
+            with_sink = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+            output *= (lse - with_sink).exp().unsqueeze(-1)
+            lse = with_sink
+        ctx.save_for_backward(query, key, value, sinks, distance_bias, output, lse)
+        ctx.tiles, ctx.scale, ctx.gradient = tiles, scale, gradient
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        query, key, value, sinks, distance_bias, output, lse = ctx.saved_tensors
+        grad_output = _rows(grad_output)
+        tiles = ctx.tiles(distance_bias)
+        grads = _backward(grad_output, (query, key, value), output, lse, tiles, ctx.scale)
+        grad_sinks = grad_bias = None
+        if ctx.needs_input_grad[3]:
+            spent = (sinks.to(lse.dtype)[:, None] - lse).exp() * (grad_output * output).sum(dim=-1)
+            grad_sinks = -spent.sum(dim=(0, 2)).to(sinks.dtype)
+        if ctx.needs_input_grad[4]:
+            grad_bias = ctx.gradient(query, key, value, output, lse, grad_output)
+        return (*grads, grad_sinks, grad_bias, None, None, None)
+
+
+def _backward(
+    grad_output: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    output: Tensor,
+    lse: Tensor,
+    tiles: Iterator[Tile],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    query, num_heads = inputs[0], inputs[0].shape[1]
+    grad_query = torch.zeros_like(query, dtype=lse.dtype, memory_format=torch.contiguous_format)
+    sums: list[Tensor] | None = None
+    step = getattr(torch.ops.aten, f"{_FORWARD}_backward")
+    for tile in tiles:
+        for part in _parts(tile):
+            if sums is None:
+                sums = [_zeros(x, part.keys, num_heads, lse.dtype) for x in inputs[1:]]
+            for grad, q, k, v, out, row_lse, to_query, *totals in _apart(
+                part, grad_output, *inputs, output, lse, grad_query, *sums
+            ):
+                rows = [_some(x, part) for x in (grad, q, out, row_lse)]
+                met = [_met(x, part, num_heads) for x in (k, v)]
+                some, *grads = step(*rows[:2], *met, *rows[2:], 0.0, False, attn_mask=part.mask, scale=scale)
+                _rows_of(to_query, part).add_(_turned(some, part))
+                for total, more in zip(totals, grads, strict=True):
+                    _add(total, more, part)
+    if sums is None:  # no query meets a key
+        sums = [torch.zeros_like(x) for x in inputs[1:]]
+    return tuple(_as_given(grad, x) for grad, x in zip((grad_query, *sums), inputs, strict=True))
+
+
+def _parts(tile: Tile) -> Iterator[Tile]:
+    """Cut a tile of many keys, so that their gradients are not all formed beside those they are added to."""
+    if _is_empty(tile):
+        return
+    if isinstance(tile.keys, Tensor) or len(tile.keys) > 1 or tile.count > 1:
+        yield tile
+        return
+    (keys,) = tile.keys
+    for start in range(keys.start, keys.stop, KEYS_AT_ONCE):
+        stop = min(start + KEYS_AT_ONCE, keys.stop)
+        mask = None if tile.mask is None else tile.mask[..., start - keys.start : stop - keys.start]
+        yield tile._replace(keys=(slice(start, stop),), mask=mask)
+
+
+def _is_empty(tile: Tile) -> bool:
+    return not isinstance(tile.keys, Tensor) and not tile.keys
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return a tensor whose rows lie together, as the operator takes them without asking."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _apart(tile: Tile, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the tensors as the operator can take them at once: several tiles take the place of a batch."""
+    if tile.count == 1:
+        yield tensors
+        return
+    for row in range(len(tensors[0])):
+        yield tuple(x[row : row + 1] for x in tensors)
+
+
+def _rows_of(x: Tensor, tile: Tile) -> Tensor:
+    """Return the rows of a tile's queries, a view; of several tiles ``[count, heads, queries, ...]``."""
+    rows = x[:, :, tile.queries]
+    return rows if tile.count == 1 else rows[0].unflatten(1, (tile.count, -1)).transpose(0, 1)
+
+
+def _some(x: Tensor, tile: Tile) -> Tensor:
+    return _turned(_rows_of(x, tile), tile)
+
+
+def _turned(x: Tensor, tile: Tile) -> Tensor:
+    return x.flip(2) if tile.flipped else x
+
+
+def _met(x: Tensor, tile: Tile, num_heads: int) -> Tensor:
+    """Return the rows of a tile's keys; where each head has its own, of every query head."""
+    if isinstance(tile.keys, Tensor):
+        heads = torch.arange(num_heads, device=x.device)[:, None] // (num_heads // x.shape[1])
+        return x[0, heads, tile.keys] if tile.count > 1 else x[:, heads, tile.keys[0]]
+    pieces = list(_ranges(x, tile))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _ranges(x: Tensor, tile: Tile) -> Iterator[Tensor]:
+    """Yield each range of keys, a view; those of several tiles overlap where tiles see the same keys."""
+    for index, some in enumerate(tile.keys):
+        rows = x[:, :, some]
+        if tile.count == 1:
+            yield rows
+        else:
+            strides = (tile.steps[index] * x.stride(2), *x.stride()[1:])
+            yield rows.as_strided((tile.count, *rows.shape[1:]), strides, rows.storage_offset())
+
+
+def _zeros(x: Tensor, keys: tuple[slice, ...] | Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """Return where gradients are summed: for each query head where each has keys of its own."""
+    heads = num_heads if isinstance(keys, Tensor) else x.shape[1]
+    return x.new_zeros(x.shape[0], heads, *x.shape[2:], dtype=dtype)
+
+
+def _add(total: Tensor, grad: Tensor, tile: Tile) -> None:
+    """Add the gradients of a tile's keys; several tiles may have met a key, so one after the other."""
+    for index in range(tile.count):
+        own = grad if tile.count == 1 else grad[index : index + 1]
+        if isinstance(tile.keys, Tensor):  # a head meets a key once, so what is read here is written once
+            keys, heads = tile.keys[index], torch.arange(tile.keys.shape[1], device=total.device)[:, None]
+            total[:, heads, keys] = total[:, heads, keys] + own
+            continue
+        steps = tile.steps or (0,) * len(tile.keys)
+        start = 0
+        for some, step in zip(tile.keys, steps, strict=True):
+            stop = start + some.stop - some.start
+            total[:, :, some.start + index * step : some.stop + index * step] += own[:, :, start:stop]
+            start = stop
+
+
+def _as_given(grad: Tensor, x: Tensor) -> Tensor:
+    if grad.shape != x.shape:
+        grad = grad.unflatten(1, (x.shape[1], -1)).sum(dim=2)
+    return grad.to(x.dtype)
