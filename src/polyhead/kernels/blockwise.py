@@ -21,8 +21,8 @@ from polyhead.kernels.pieces import Part, Piece, Plan, piecewise
 from polyhead.spec import Alibi, AttentionSpec, Full, Grouped, Rotary
 from polyhead.spec.ranges import BlockState, KeyRange, clip, merge
 
-BLOCK_ELEMENTS = 2**21
-"""Scores of a block at most, 8 MiB in float32; or numbers of the keys, where each query turns them for itself."""
+BLOCK_ELEMENTS = 2**20
+"""Scores of a block at most, 4 MiB in float32; or numbers of the keys, where each query turns them for itself."""
 
 BLOCK_COST = 2**16
 """What a block costs besides, in scores."""

@@ -130,9 +130,11 @@ def _back(
             for part, total in zip(_parts(tensors, piece), totals, strict=True)
         ]
         passed = [x.detach().requires_grad_() for x in kept[number * width : (number + 1) * width]]
-        with torch.enable_grad(), full_precision(grad.device.type):
-            ends = piece.run(*parts, *passed)
-        found = _gradients(ends, [grad[piece.output].to(ends[0].dtype), *passed_grads], [*parts, *passed])
+        with full_precision(grad.device.type):  # backward may be called under autocast, whose dtype is none to sum in
+            with torch.enable_grad():
+                ends = piece.run(*parts, *passed)
+            grads = [grad[piece.output].to(ends[0].dtype), *passed_grads]
+            found = _gradients(ends, grads, [*parts, *passed])
         for total, where, one in zip(totals, piece.parts, found, strict=False):
             if total is not None and one is not None:
                 _add(total, where, one)
