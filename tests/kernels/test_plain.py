@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from polyhead.kernels import plain
+from polyhead.kernels import stages
 from tests.inputs import Inputs, spec
 from tests.tolerances import assert_close
 
@@ -155,7 +155,7 @@ def test_keys_turned_for_each_query_are_formed_a_few_queries_at_a_time(
     dynamic = ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=3))
     inputs = Inputs.draw(spec("gqa", position=dynamic, weighting=weighting), 9, q_len=7, kv_len=8)
     expected = inputs.oracle()
-    monkeypatch.setattr(plain, "PER_QUERY_ELEMENTS", elements)
+    monkeypatch.setattr(stages, "PER_QUERY_ELEMENTS", elements)
     assert_close(inputs.attend(torch.float64), expected, torch.float64)
     places = np.array([[3, 9, 0, 1, 20, 5, 5], [1, 2, 3, 4, 5, 6, 7]])
     batched = inputs.giving(query_positions=places)

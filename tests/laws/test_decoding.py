@@ -51,7 +51,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a dozen tokens outgrow what otherwise thousands do."""
     monkeypatch.setattr("polyhead.cache.growing.SMALLEST", 2)
     monkeypatch.setattr("polyhead.kernels.linear.CHUNK", 3)
-    monkeypatch.setattr("polyhead.kernels.plain.PER_QUERY_ELEMENTS", 50)
+    monkeypatch.setattr("polyhead.kernels.stages.PER_QUERY_ELEMENTS", 50)
 
 
 @pytest.mark.usefixtures("small_sizes")

@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
     "generate": "Let a model go on with a text, through polyhead's attention.",
+    "bench": "Time mechanisms on this machine, beside PyTorch's attention and other people's layers.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 """Each command and its line in the help, here so that the help imports none of them."""

@@ -14,6 +14,8 @@ from polyhead.position import rotary
 from polyhead.spec import AttentionSpec, Latent, Linear, Rotary
 from polyhead.storage import grouped, latent
 
+EVERY = slice(None)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
@@ -150,18 +152,27 @@ def keys_and_values(call: Call) -> tuple[Tensor, Tensor]:
     return call.key, call.value
 
 
-def allowed_pairs(call: Call) -> Tensor:
-    """Return which pairs may meet, ``[batch or 1, num_heads or 1, q_len, kv_len]``, True may attend."""
+def allowed_pairs(call: Call, rows: slice = EVERY, keys: slice | Tensor = EVERY, head: int | None = None) -> Tensor:
+    """Return which pairs may meet.
+
+    Args:
+        call: What is asked.
+        rows: Which of the queries.
+        keys: Which of the keys.
+        head: Which head. None: all.
+
+    Returns:
+        ``[batch or 1, num_heads or 1, rows, keys]``, True may attend.
+    """
     spec, kv_len = call.case.spec, call.case.kv_len
-    heads = range(spec.num_heads if spec.pattern.per_head else 1)
-    per_head = [
-        spec.pattern.allowed(call.query_positions, call.key_positions, kv_len=kv_len, head=head) for head in heads
-    ]
+    heads = range(spec.num_heads if spec.pattern.per_head else 1) if head is None else [head]
+    positions = (call.query_positions[:, rows], call.key_positions[:, keys])
+    per_head = [spec.pattern.allowed(*positions, kv_len=kv_len, head=head) for head in heads]
     allowed = torch.stack(per_head, dim=1)
     if call.key_mask is not None:
-        allowed = allowed & call.key_mask[:, None, None, :]
+        allowed = allowed & call.key_mask[:, None, None, keys]
     if call.segments is not None:
-        allowed = allowed & (call.segments[:, None, :, None] == call.segments[:, None, None, :])
+        allowed = allowed & (call.segments[:, None, rows, None] == call.segments[:, None, None, keys])
     return allowed
 
 
@@ -187,12 +198,25 @@ def confined(
     Returns:
         The output, clean where it must be.
     """
+    return kept_apart(run, tensors, lambda: allowed().to(tensors[0].dtype) @ bad().to(tensors[0].dtype) > 0)
+
+
+def kept_apart(run: Callable[..., Tensor], tensors: tuple[Tensor, ...], spoiled: Callable[[], Tensor]) -> Tensor:
+    """Do as `confined`, for a kernel that knows by itself what of the output sees something that is not finite.
+
+    Args:
+        run: Computes the output from the tensors.
+        tensors: Keys and values, or the rows that both come from.
+        spoiled: Returns where the output becomes NaN, broadcastable to it; called only where it is needed.
+
+    Returns:
+        The output, clean where it must be.
+    """
     output = run(*tensors)
     if output.is_meta or torch.compiler.is_compiling() or torch.isfinite(output.detach().sum()):
         return output
     output = run(*(x.masked_fill(~torch.isfinite(x), 0.0) for x in tensors))
-    seen = allowed().to(output.dtype) @ bad().to(output.dtype)
-    return output.masked_fill(seen > 0, torch.nan)
+    return output.masked_fill(spoiled(), torch.nan)
 
 
 def not_finite(key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:

@@ -7,11 +7,18 @@ import dataclasses
 import torch
 
 from polyhead.errors import UnsupportedError, unknown_name
-from polyhead.kernels import absorbed, dense, linear, plain, tiled
+from polyhead.kernels import absorbed, blockwise, dense, linear, plain, tiled
 from polyhead.kernels.common import Case, Kernel
 from polyhead.spec import AttentionSpec
 
-KERNELS: tuple[Kernel, ...] = (linear.KERNEL, absorbed.KERNEL, dense.KERNEL, tiled.KERNEL, plain.KERNEL)
+KERNELS: tuple[Kernel, ...] = (
+    linear.KERNEL,
+    absorbed.KERNEL,
+    dense.KERNEL,
+    tiled.KERNEL,
+    blockwise.KERNEL,
+    plain.KERNEL,
+)
 """Every kernel, the preferred first. All of them compute the same function; what the others refuse, the last takes."""
 
 

@@ -10,11 +10,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyhead.kernels.common import Call
-from polyhead.position import alibi, relative
+from polyhead.kernels.common import Call, confined, not_finite, rotates_in_kernel
+from polyhead.position import alibi, relative, rotary
 from polyhead.spec import Alibi, AttentionSpec, Differential, Linear, RelativeBias, Softmax
 from polyhead.spec.position import ShawBias
 from polyhead.storage import grouped
+
+PER_QUERY_ELEMENTS = 2**24
+"""Elements of per-query keys that are formed at once, 64 MiB in float32."""
+
+
+def attend(call: Call, key: Tensor, value: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute scores, weights and output from the whole score matrix.
+
+    Args:
+        call: What is asked; positions are those of its queries and of the keys given.
+        key: ``[batch, num_kv_heads · maps, kv_len, width]``, in the compute dtype.
+        value: ``[batch, num_kv_heads, kv_len, v_head_dim]``, likewise.
+        allowed: Which pairs may meet, ``[batch or 1, num_heads or 1, q_len, kv_len]``.
+
+    Returns:
+        The output ``[batch, num_heads, q_len, v_head_dim]`` and the weights, before dropout.
+    """
+    spec = call.case.spec
+    weights = _weights(call, key, by_group(allowed, spec))
+
+    def mix(seen_key: Tensor, seen_value: Tensor) -> Tensor:
+        # from finite stand-ins the weights of rows that see no bad key are what they were
+        mixed = weights if seen_key is key else _weights(call, seen_key, by_group(allowed, spec))
+        mixed = functional.dropout(mixed, call.dropout_p) if call.dropout_p else mixed
+        values = (mixed.flatten(2, 3) @ seen_value).reshape(*mixed.shape[:4], spec.v_head_dim)
+        return finish(call, mixed, values)
+
+    return confined(mix, (key, value), lambda: not_finite(key, value, spec), lambda: allowed), weights
 
 
 def weigh(call: Call, products: Tensor, query: Tensor, allowed: Tensor) -> Tensor:
@@ -72,7 +100,7 @@ def features(weighting: Linear, x: Tensor) -> Tensor:
         return functional.relu(x)
     if weighting.feature_map == "softplus":
         return functional.softplus(x)
-    return torch.where(x > 0, x + 1.0, x.clamp(max=0.0).exp())  # elu(x) + 1, which would round a small sum away
+    return functional.relu(x) + x.clamp(max=0.0).exp_()  # elu(x) + 1, which would round a small sum away
 
 
 def by_group(per_head: Tensor, spec: AttentionSpec) -> Tensor:
@@ -118,3 +146,40 @@ def difference(call: Call, weighting: Differential) -> Tensor | float:
         return weighting.initial_lambda
     first, second = ((call.params[f"lambda_q{i}"] @ call.params[f"lambda_k{i}"]).exp() for i in (1, 2))
     return first - second + weighting.initial_lambda
+
+
+def _weights(call: Call, key: Tensor, allowed: Tensor) -> Tensor:
+    spec = call.case.spec
+    query = grouped.by_group(call.query.to(key.dtype), spec)
+    if isinstance(spec.weighting, Linear):
+        return _linear(call, spec.weighting, query, key, allowed)[:, 0]
+    return weigh(call, _products(call, query, key), query, allowed)
+
+
+def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
+    """Return q·k ``[batch, maps, kv_heads, group, q_len, kv_len]``, rotating here where it could not be done before."""
+    spec = call.case.spec
+    if not rotates_in_kernel(spec):
+        # a group's queries are rows of one product, so keys are not repeated, nor moved to lie map by map
+        rows = grouped.by_key_head(query, spec).flatten(2, 3)
+        products: Tensor = grouped.keys_by_map(rows @ key.mT, spec).unflatten(3, query.shape[3:5])
+        return products
+    key = grouped.keys_by_map(key, spec)
+    step = max(1, PER_QUERY_ELEMENTS // max(1, key.numel()))
+    pieces = []
+    for start in range(0, max(query.shape[-2], 1), step):
+        positions = (call.query_positions[:, start : start + step], call.key_positions)
+        turned, keys = rotary.rotate_for_queries(query[..., start : start + step, :], key, positions, spec)
+        pieces.append((turned[..., None, :] @ keys[..., None, :, :, :].mT).squeeze(-2))
+    return torch.cat(pieces, dim=-2)
+
+
+def _linear(call: Call, weighting: Linear, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    """Return φ(q)·φ(k) over its row's sum, ``[batch, 1, ...]``; RoPE turns the numerator alone."""
+    query, key = features(weighting, query), features(weighting, key)
+    denominator: Tensor = (query[:, 0].flatten(2, 3) @ key.mT).unflatten(2, query.shape[3:5])[:, None]
+    numerator = _products(call, query, key) if rotates_in_kernel(call.case.spec) else denominator
+    allowed = allowed[:, None]
+    total = denominator.masked_fill(~allowed, 0.0).sum(dim=-1, keepdim=True)
+    weights = numerator / total.masked_fill(total == 0, 1.0)
+    return weights.masked_fill(~allowed | (total == 0), 0.0)

@@ -99,8 +99,9 @@ def merge(layouts: Sequence[Sequence[KeyRange]], rule: Callable[[list[BlockState
     """
     edges = sorted({edge for layout in layouts for r in layout for edge in (r.start, r.stop)})
     merged: list[KeyRange] = []
+    readers = [_StateReader(layout) for layout in layouts]
     for start, stop in pairwise(edges):
-        state = rule([_state_at(layout, start) for layout in layouts])
+        state = rule([reader.at(start) for reader in readers])
         if state is BlockState.EMPTY:
             continue
         if merged and merged[-1].stop == start and merged[-1].state is state:
@@ -118,5 +119,15 @@ def state_of(layout: Sequence[KeyRange], start: int, stop: int) -> BlockState:
     return BlockState.FULL if full == stop - start else BlockState.PARTIAL
 
 
-def _state_at(layout: Sequence[KeyRange], key: int) -> BlockState:
-    return next((r.state for r in layout if r.start <= key < r.stop), BlockState.EMPTY)
+class _StateReader:
+    """Reads a layout from its first key to its last: the states of n keys cost n steps, not n times the ranges."""
+
+    def __init__(self, layout: Sequence[KeyRange]) -> None:
+        self._ranges = iter(layout)
+        self._range = next(self._ranges, None)
+
+    def at(self, key: int) -> BlockState:
+        """Return a key's state; no key is smaller than the one before."""
+        while self._range is not None and self._range.stop <= key:
+            self._range = next(self._ranges, None)
+        return self._range.state if self._range is not None and self._range.start <= key else BlockState.EMPTY

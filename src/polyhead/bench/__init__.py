@@ -1,0 +1,15 @@
+"""What each mechanism costs on this machine, beside its peers: `polyhead bench`.
+
+::
+
+    from polyhead import bench
+
+    record = bench.run(["window", "alibi-causal"], threads=2)
+    print(record.to_markdown())
+"""
+
+from polyhead.bench.cases import CASES, Case, Target, case
+from polyhead.bench.harness import run
+from polyhead.bench.records import Record, Row
+
+__all__ = ["CASES", "Case", "Record", "Row", "Target", "case", "run"]

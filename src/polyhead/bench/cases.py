@@ -1,0 +1,348 @@
+"""What is timed, as data: a mechanism at a size, its peers, and what its time is meant to be. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+from polyhead.errors import ShapeError, unknown_name
+from polyhead.spec import (
+    Alibi,
+    AttentionSpec,
+    Causal,
+    Chunked,
+    Differential,
+    Full,
+    Global,
+    Grouped,
+    Latent,
+    LayerSpec,
+    Linear,
+    NoPosition,
+    RandomLinks,
+    RelativeBias,
+    Rotary,
+    SlidingWindow,
+    Softmax,
+)
+
+EXPONENT = "exponent"
+"""What a target is against where it bounds how time grows with length."""
+
+SHORTEST = 16
+"""Fewest tokens that a case is made for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a case is meant to reach.
+
+    Attributes:
+        against: The peer whose time is the unit, or ``"exponent"`` for the growth of time with length.
+        at_most: The largest ratio, or exponent, that meets it.
+        share_of_pairs: Whether the unit is the peer's time for as many pairs as ours sees.
+    """
+
+    against: str
+    at_most: float
+    share_of_pairs: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A row of the table.
+
+    Attributes:
+        name: What to type to ask for it.
+        title: What is computed.
+        spec: The mechanism, for `polyhead.attend`; or the layer, for `polyhead.Attention` with its projections.
+        length: Number of keys.
+        queries: Number of queries, the last ones. None: one for each key.
+        training: Whether the backward pass is timed with the forward pass.
+        peers: Names of what it is compared with, see `polyhead.bench.peers`; the first that is there is the base.
+        lengths: Numbers of keys from which the exponent is fitted.
+        quick: Number of keys in the quick table. None: it is not in it.
+        targets: What it is meant to reach at ``length``.
+    """
+
+    name: str
+    title: str
+    spec: AttentionSpec | LayerSpec
+    length: int
+    queries: int | None = None
+    training: bool = False
+    peers: tuple[str, ...]
+    lengths: tuple[int, ...] = ()
+    quick: int | None = None
+    targets: tuple[Target, ...] = ()
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The four choices."""
+        return self.spec.attention if isinstance(self.spec, LayerSpec) else self.spec
+
+    @property
+    def layer(self) -> LayerSpec | None:
+        """The layer, or None where tensors are attended to as they are."""
+        return self.spec if isinstance(self.spec, LayerSpec) else None
+
+    @property
+    def q_len(self) -> int:
+        """Number of queries."""
+        return self.length if self.queries is None else self.queries
+
+    @property
+    def direction(self) -> str:
+        """``"forward"``, or ``"training"`` for forward and backward."""
+        return "training" if self.training else "forward"
+
+    def at(self, length: int) -> Self:
+        """Return this case for another number of keys, and queries in proportion; it says nothing of growth then."""
+        if length < SHORTEST:
+            raise ShapeError(f"length={length} is too short for a case; give at least {SHORTEST}")
+        queries = None if self.queries is None else max(1, self.queries * length // self.length)
+        same = length == self.length
+        targets = self.targets if same else ()
+        return dataclasses.replace(self, length=length, queries=queries, targets=targets, lengths=())
+
+    def quickened(self) -> Self | None:
+        """Return this case as the quick table has it, or None; targets are for the documented size alone."""
+        if self.quick is None:
+            return None
+        lengths = (self.quick // 2, self.quick) if self.lengths else ()
+        return dataclasses.replace(self.at(self.quick), lengths=lengths)
+
+
+def case(name: str) -> Case:
+    """Return the case of a name.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The case.
+
+    Raises:
+        UnknownNameError: If there is none, with the nearest names.
+    """
+    found = next((one for one in CASES if one.name == name), None)
+    if found is None:
+        raise unknown_name("case", name, [one.name for one in CASES])
+    return found
+
+
+def _spec(**choices: Any) -> AttentionSpec:
+    return AttentionSpec(**{"storage": Grouped(num_heads=8, head_dim=64), **choices})
+
+
+def _layer(*, embed_dim: int = 512, fields: dict[str, Any] | None = None, **choices: Any) -> LayerSpec:
+    return LayerSpec(attention=_spec(**choices), embed_dim=embed_dim, **(fields or {}))
+
+
+def _at_most(**ratios: float) -> tuple[Target, ...]:
+    """Return targets by peer; a peer's hyphens are underscores here."""
+    return tuple(Target(against=name.replace("_", "-"), at_most=ratio) for name, ratio in ratios.items())
+
+
+def _t5() -> dict[str, Any]:
+    return {"position": RelativeBias.t5(), "weighting": Softmax(scale=1.0)}
+
+
+WINDOW = SlidingWindow.causal(512)
+BIGBIRD = (
+    Chunked(size=64, left=1, right=1)
+    | Global(first=64, last=64)
+    | RandomLinks(per_query=3, seed=0, block=64, span="all")
+)
+LATENT = Latent(num_heads=16, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+
+CASES: tuple[Case, ...] = (
+    Case(
+        name="full",
+        title="full",
+        spec=_spec(pattern=Full()),
+        length=4096,
+        peers=("sdpa",),
+        quick=1024,
+        targets=_at_most(sdpa=1.05),
+    ),
+    Case(
+        name="causal",
+        title="causal",
+        spec=_spec(pattern=Causal()),
+        length=4096,
+        peers=("sdpa",),
+        quick=1024,
+        targets=_at_most(sdpa=1.05),
+    ),
+    Case(
+        name="causal-cached",
+        title="causal, 512 queries after 3,584 cached tokens",
+        spec=_spec(pattern=Causal()),
+        length=4096,
+        queries=512,
+        peers=("sdpa",),
+        targets=(Target(against="sdpa", at_most=1.15, share_of_pairs=True),),
+    ),
+    Case(
+        name="alibi-causal",
+        title="ALiBi, causal",
+        spec=_spec(position=Alibi(), pattern=Causal()),
+        length=8192,
+        peers=("sdpa", "flex", "sdpa-mask"),
+        quick=2048,
+        targets=_at_most(sdpa=1.15, flex=0.65),
+    ),
+    Case(
+        name="alibi",
+        title="ALiBi, two-sided",
+        spec=_spec(position=Alibi()),
+        length=4096,
+        peers=("sdpa", "sdpa-mask"),
+        targets=_at_most(sdpa=1.15),
+    ),
+    Case(
+        name="alibi-layer",
+        title="ALiBi, causal, layer",
+        spec=_layer(position=Alibi(), pattern=Causal()),
+        length=4096,
+        peers=("x-transformers",),
+    ),
+    Case(
+        name="t5",
+        title="T5 bias, two-sided",
+        spec=_spec(**_t5()),
+        length=4096,
+        peers=("sdpa", "sdpa-mask"),
+        quick=1024,
+        targets=_at_most(sdpa=1.15),
+    ),
+    Case(
+        name="t5-layer",
+        title="T5 bias, two-sided, layer",
+        spec=_layer(**_t5()),
+        length=4096,
+        peers=("t5-sdpa", "t5-eager"),
+        targets=_at_most(t5_sdpa=0.2, t5_eager=0.13),
+    ),
+    Case(
+        name="window",
+        title="causal window of 512",
+        spec=_spec(pattern=WINDOW),
+        length=8192,
+        peers=("flex", "sdpa"),
+        lengths=(4096, 8192, 16384, 32768),
+        quick=4096,
+        targets=_at_most(flex=0.75, exponent=1.08),
+    ),
+    Case(
+        name="window-layer",
+        title="causal window of 512, RoPE, layer",
+        spec=_layer(position=Rotary(), pattern=WINDOW),
+        length=8192,
+        peers=("mistral-sdpa",),
+        targets=_at_most(mistral_sdpa=0.1),
+    ),
+    Case(
+        name="window-first",
+        title="causal window of 512 and the first 4 tokens",
+        spec=_spec(pattern=Causal() & (WINDOW | Global(first=4))),
+        length=8192,
+        peers=("window", "flex"),
+        targets=_at_most(window=1.15),
+    ),
+    Case(
+        name="bigbird-layer",
+        title="BigBird, blocks of 64: window 3, global 2, random 3, layer",
+        spec=_layer(pattern=BIGBIRD, fields={"qkv_bias": True, "out_bias": True}),
+        length=4096,
+        peers=("bigbird",),
+        lengths=(4096, 8192, 16384),
+        targets=_at_most(bigbird=0.25, exponent=1.1),
+    ),
+    Case(
+        name="linear",
+        title="linear, causal",
+        spec=_spec(pattern=Causal(), weighting=Linear()),
+        length=32768,
+        peers=("sdpa", "fla-naive"),
+        lengths=(8192, 16384, 32768, 65536),
+        quick=4096,
+        targets=_at_most(sdpa=0.035, exponent=1.12),
+    ),
+    Case(
+        name="differential",
+        title="differential, causal, 8 outputs of 2×64 keys and 128 values",
+        spec=_spec(pattern=Causal(), weighting=Differential()),
+        length=4096,
+        peers=("sdpa",),
+        quick=1024,
+        targets=_at_most(sdpa=2.1),
+    ),
+    Case(
+        name="differential-layer",
+        title="differential, causal, RoPE, layer",
+        spec=_layer(embed_dim=1024, position=Rotary(), pattern=Causal(), weighting=Differential(form="diffllama")),
+        length=4096,
+        peers=("diffllama-sdpa",),
+        targets=_at_most(diffllama_sdpa=1.0),
+    ),
+    Case(
+        name="mla",
+        title="MLA prefill, 16 heads, keys 128+64, values 128",
+        spec=AttentionSpec(storage=LATENT, position=NoPosition(), pattern=Causal()),
+        length=2048,
+        peers=("sdpa",),
+        quick=512,
+        targets=_at_most(sdpa=0.4),
+    ),
+    Case(
+        name="mla-layer",
+        title="MLA prefill, 16 heads, keys 128+64, values 128, RoPE, layer",
+        spec=LayerSpec(
+            attention=AttentionSpec(storage=LATENT, position=Rotary(pairs="interleaved"), pattern=Causal()),
+            embed_dim=2048,
+        ),
+        length=2048,
+        peers=("deepseek-v2-sdpa",),
+    ),
+    Case(
+        name="train-window",
+        title="causal window of 512",
+        spec=_spec(pattern=WINDOW),
+        length=8192,
+        training=True,
+        peers=("sdpa",),
+        quick=1024,
+        targets=_at_most(sdpa=0.26),
+    ),
+    Case(
+        name="train-alibi",
+        title="ALiBi, causal",
+        spec=_spec(position=Alibi(), pattern=Causal()),
+        length=4096,
+        training=True,
+        peers=("sdpa",),
+        targets=_at_most(sdpa=1.15),
+    ),
+    Case(
+        name="train-t5",
+        title="T5 bias, two-sided, its table learning",
+        spec=_spec(**_t5()),
+        length=2048,
+        training=True,
+        peers=("sdpa",),
+        quick=512,
+        targets=_at_most(sdpa=1.55),
+    ),
+    Case(
+        name="train-t5-layer",
+        title="T5 bias, two-sided, its table learning, layer",
+        spec=_layer(**_t5()),
+        length=2048,
+        training=True,
+        peers=("t5-sdpa",),
+        targets=_at_most(t5_sdpa=0.45),
+    ),
+)
+"""The documented set: float32, one sequence, 8 heads of 64 unless the title says otherwise."""

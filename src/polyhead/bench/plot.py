@@ -1,0 +1,68 @@
+"""Time against length, both logarithmic: a line for each mechanism, its exponent in the legend."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from polyhead.bench.records import Record
+from polyhead.errors import UnsupportedError, require_extra
+from polyhead.files import write_whole
+
+
+def check_plot(path: Path | None = None) -> None:
+    """Say before anything is timed whether a plot can be drawn, and written to a path.
+
+    Args:
+        path: Where it will be written. None: nowhere.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
+    """
+    if path is not None and path.suffix.lower() not in {".png", ".svg"}:
+        raise UnsupportedError(f"a plot is written as .png or .svg, not as {path.name!r}")
+    require_extra("matplotlib", "plot", "a plot")
+
+
+def draw(record: Record, path: Path | None = None) -> Any:
+    """Draw the cases that were timed at several lengths.
+
+    Args:
+        record: What was measured.
+        path: Where to write it, ``.png`` or ``.svg``. None: nowhere.
+
+    Returns:
+        The matplotlib ``Figure``.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        UnsupportedError: If the file's ending is another, or no case was timed at several lengths.
+    """
+    check_plot(path)
+    rows = [row for row in record.rows if row.exponent is not None]
+    if not rows:
+        raise UnsupportedError("there is no growth to draw: no case was timed at two lengths or more")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lengths: set[int] = set()
+    for row in rows:
+        times = row.seconds_by_length
+        lengths |= set(times)
+        label = f"{row.case}, {row.kernel}: N^{row.exponent:.2f}"
+        axes.loglog(list(times), [1e3 * taken for taken in times.values()], marker="o", label=label)
+    axes.xaxis.minorticks_off()
+    axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], rotation=30)
+    axes.set_xlabel("keys N")
+    axes.set_ylabel("milliseconds")
+    axes.set_title(f"{record.machine}, {record.dtype}", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    if path is not None:
+        data = io.BytesIO()
+        figure.savefig(data, format=path.suffix.lower()[1:], dpi=150)
+        write_whole(path, data.getvalue())
+    return figure

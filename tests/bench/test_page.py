@@ -1,0 +1,34 @@
+"""The page of results: made from the records that lie beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyhead.bench import page
+from polyhead.bench.records import Record
+from polyhead.errors import CheckpointError
+
+
+def test_the_page_and_its_plots_are_made_from_the_records(record: Record, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots are drawn with matplotlib")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text(record.to_json(), encoding="utf-8")
+    assert page.write(tmp_path) == [tmp_path / "results.md", tmp_path / "results" / "a.png"]
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert record.to_markdown() in text
+    assert "](results/a.png)" in text
+    assert (tmp_path / "results" / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_of_no_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no record; type: make bench"):
+        page.write(tmp_path)
+
+
+def test_a_page_names_the_record_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "bad.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"bad\.json: this is no record"):
+        page.write(tmp_path)
