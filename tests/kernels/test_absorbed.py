@@ -206,7 +206,7 @@ def test_where_a_model_of_deepseek_v2_s_size_begins_to_expand(kv_len: int, last:
     whole = ph.AttentionSpec(storage=storage, position=ph.Rotary(), pattern=ph.Causal())
     if last:
         assert ph.explain(whole, q_len=last, kv_len=kv_len).kernel == "absorbed"
-    assert ph.explain(whole, q_len=last + 1, kv_len=kv_len).kernel == "tiled"
+    assert ph.explain(whole, q_len=last + 1, kv_len=kv_len).kernel != "absorbed"
 
 
 @pytest.mark.parametrize("rank", [512, 64])

@@ -233,7 +233,7 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
     with pytest.raises(ph.UnknownNameError, match="no kernel is called 'dens'; did you mean dense\\?"):
         inputs.attend(torch.float32, kernel="dens")
     with pytest.raises(
-        ph.UnknownNameError, match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, plain"
+        ph.UnknownNameError, match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, blockwise, plain"
     ):
         inputs.attend(torch.float32, kernel="flash")
 
@@ -252,6 +252,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         "not linear: running sums are linear weighting's alone, not Softmax's",
         "not absorbed: there is no latent in Grouped storage",
         "not tiled: the operator behind it is the CPU's, not cuda's",
+        "not blockwise: the scores of all queries fit into one block",
         "not plain: it would run, and auto prefers dense",
     ]
     asked = ph.explain(spec("mla", weighting=ph.Softmax(sink=True)), q_len=64, kv_len=512)
@@ -261,6 +262,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         f"not absorbed: {EXPAND}",
         "not dense: SDPA has no sink",
         "not tiled: below 65536 pairs, tiles cost more than they save",
+        "not blockwise: the scores of all queries fit into one block",
     ]
 
 
