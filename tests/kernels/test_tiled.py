@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from polyhead.kernels import flash, table_gradient, tiled, tiles
+from polyhead.kernels import flash, formed, table_gradient, tiled, tiles
 from polyhead.kernels.common import Case
 from tests.inputs import Inputs
 from tests.kernels.watch import NothingAsLargeAs
@@ -100,11 +100,16 @@ def test_every_bias_on_a_band(position: str, pattern: str, lengths: tuple[int, i
 
 
 @pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("lengths", [(70, 90), (300, 300)], ids=str)
 @pytest.mark.parametrize("pattern", ["full", "causal", "first tokens kept", "BigBird"])
 @pytest.mark.parametrize("copied", [2**12, 2**24], ids=["head by head", "heads together"])
-def test_every_stack(stack: str, pattern: str, copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stack(
+    stack: str, pattern: str, copied: int, lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiled, "COPIED_BYTES", copied)
-    check(Inputs.draw(of(PATTERNS[pattern], ph.Alibi(), stack), 2, q_len=70, kv_len=90))
+    monkeypatch.setattr(tiles, "WIDE_ROWS", 64)
+    position = ph.Alibi() if lengths[0] == 70 else None
+    check(Inputs.draw(of(PATTERNS[pattern], position, stack), 2, q_len=lengths[0], kv_len=lengths[1]))
 
 
 @pytest.mark.parametrize("pattern", ["full", "window", "first tokens kept", "causal BigBird"])
@@ -117,6 +122,16 @@ def test_padding_and_packed_sequences(what: str, position: str, pattern: str) ->
     mask[1, ::3] = False
     given = {"key_mask": mask, "segments": np.arange(300).reshape(2, 150) // 70}
     check(inputs.giving(**{what: given[what]}))
+
+
+@pytest.mark.parametrize("position", ["no position", "rotary", "alibi"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_positions_may_be_given(pattern: str, position: str) -> None:
+    rng = np.random.default_rng(4)
+    places = {
+        name: rng.permuted(np.tile(np.arange(150), (2, 1)), axis=1) for name in ("query_positions", "key_positions")
+    }
+    check(Inputs.draw(of(PATTERNS[pattern], POSITIONS[position]), 3, q_len=150, kv_len=150).giving(**places))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -169,7 +184,8 @@ def test_nothing_as_large_as_a_head_s_pairs_is_made(
 ) -> None:
     length = 1024
     for module, name, value in (
-        (tiles, "MASK_ELEMENTS", 2**18),
+        (formed, "MASK_ELEMENTS", 2**18),
+        (formed, "MOST_ROWS", 128),
         (tiles, "WIDE_ROWS", 128),
         (tiled, "COPIED_BYTES", 2**18),
         (table_gradient, "MOST_ELEMENTS", 2**18),
@@ -189,8 +205,8 @@ def test_two_runs_are_equal_bit_for_bit() -> None:
 
 def test_masks_of_tiles_that_look_alike_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    form = tiles._mask
-    monkeypatch.setattr(tiles, "_mask", lambda *args, **kwargs: made.append(0) or form(*args, **kwargs))
+    form = formed._mask
+    monkeypatch.setattr(formed, "_mask", lambda *args, **kwargs: made.append(0) or form(*args, **kwargs))
     inputs = Inputs.draw(of(PATTERNS["first tokens kept"]), 9, batch=1, q_len=2048, kv_len=2048)
     with torch.no_grad():
         ph.attend(*(torch.tensor(inputs.learned[name]) for name in ("query", "key", "value")), inputs.spec)
@@ -213,7 +229,6 @@ def with_spec(**changes: Any) -> Case:
         (with_spec(weighting=ph.Differential(form="clipped")), "needs the weights of both maps"),
         (with_spec(position=ph.RelativeBias.shaw(max_distance=3)), "goes by the query"),
         (with_spec(position=ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=8))), "of its own"),
-        (dataclasses.replace(CASE, aligned=False), "and these are given"),
         (dataclasses.replace(CASE, dropout=True), "dropout is in the plain kernel alone"),
         (dataclasses.replace(CASE, weights=True), "weights are not kept"),
         (dataclasses.replace(CASE, q_len=0), "there is no query or no key"),

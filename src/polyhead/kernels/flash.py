@@ -11,7 +11,7 @@ log-sum-exp of a *whole* row, the operator's own backward gives a tile's exact s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Tile(NamedTuple):
         flipped: Whether the mask's rows run from the last query to the first.
         steps: By how much each range of keys moves from one of several to the next.
         times: How many there are; the operator takes them at once, as a batch.
+        causal: Whether a query meets the keys up to its own place; there is no mask then.
+        part: ``"whole"``; or ``"first"`` or ``"more"`` of the keys that its queries meet, in tiles that follow.
     """
 
     queries: slice
@@ -44,10 +46,12 @@ class Tile(NamedTuple):
     flipped: bool = False
     steps: tuple[int, ...] = ()
     times: int = 1
+    causal: bool = False
+    part: Literal["whole", "first", "more"] = "whole"
 
 
 Tiles = Callable[[Tensor | None], Iterator[Tile]]
-"""Makes the tiles, from the bias of each distance if there is one. Each query is in one tile and no more."""
+"""Makes the tiles, from the bias of each distance if there is one. Each query is in one tile that is not ``"more"``."""
 
 
 def missing() -> str | None:
@@ -104,10 +108,24 @@ def forward(query: Tensor, key: Tensor, value: Tensor, tiles: Iterator[Tile], sc
             continue
         for q, k, v, out, row_lse in _apart(tile, query, key, value, output, lse):
             operands = (_some(q, tile), _met(k, tile, q.shape[1]), _met(v, tile, q.shape[1]))
-            rows, sums = getattr(torch.ops.aten, _FORWARD)(*operands, attn_mask=tile.mask, scale=scale)
-            _rows_of(out, tile).copy_(_turned(rows, tile))
-            _rows_of(row_lse, tile).copy_(_turned(sums, tile))
-    return output, lse
+            rows, sums = getattr(torch.ops.aten, _FORWARD)(
+                *operands, is_causal=tile.causal, attn_mask=tile.mask, scale=scale
+            )
+            if tile.part != "whole" and tile.mask is not None:  # what is 0 here would be a sum of 1
+                sums = sums.masked_fill((tile.mask == -torch.inf).all(dim=-1), -torch.inf)
+            rows, sums = _turned(rows, tile), _turned(sums, tile)
+            if tile.part == "more":
+                rows, sums = _joined(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
+            _rows_of(out, tile).copy_(rows)
+            _rows_of(row_lse, tile).copy_(sums)
+    return output, lse.masked_fill_(lse == -torch.inf, 0.0)
+
+
+def _joined(rows: Tensor, sums: Tensor, more_rows: Tensor, more_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output and log-sum-exp over the keys of both."""
+    total = torch.logaddexp(sums, more_sums)
+    share = (more_sums - total).exp_().masked_fill_(total == -torch.inf, 0.0)
+    return torch.lerp(rows.to(share.dtype), more_rows.to(share.dtype), share.unsqueeze(-1)), total
 
 
 class _Tiled(torch.autograd.Function):
@@ -169,7 +187,7 @@ def _backward(
             ):
                 rows = [_some(x, part) for x in (grad, q, out, row_lse)]
                 met = [_met(x, part, num_heads) for x in (k, v)]
-                some, *grads = step(*rows[:2], *met, *rows[2:], 0.0, False, attn_mask=part.mask, scale=scale)
+                some, *grads = step(*rows[:2], *met, *rows[2:], 0.0, part.causal, attn_mask=part.mask, scale=scale)
                 _rows_of(to_query, part).add_(_turned(some, part))
                 for total, more in zip(totals, grads, strict=True):
                     _add(total, more, part)
@@ -182,7 +200,7 @@ def _parts(tile: Tile) -> Iterator[Tile]:
     """Cut a tile of many keys, so that their gradients are not all formed beside those they are added to."""
     if _is_empty(tile):
         return
-    if isinstance(tile.keys, Tensor) or len(tile.keys) > 1 or tile.times > 1:
+    if isinstance(tile.keys, Tensor) or len(tile.keys) > 1 or tile.times > 1 or tile.causal:
         yield tile
         return
     (keys,) = tile.keys

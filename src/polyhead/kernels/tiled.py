@@ -61,8 +61,6 @@ def _unknown_to_a_tile(spec: AttentionSpec) -> str | None:
 
 def _no_tile_gives(case: Case) -> str | None:
     spec = case.spec
-    if not case.aligned:
-        return "tiles are laid out for positions that count on, and these are given"
     if case.dropout:
         return "dropout is in the plain kernel alone"
     if case.weights:
@@ -70,8 +68,8 @@ def _no_tile_gives(case: Case) -> str | None:
     if 0 in (case.q_len, case.kv_len):
         return "there is no query or no key"
     learns = isinstance(spec.position, RelativeBias) and case.needs_grad
-    if learns and not (isinstance(spec.pattern, Band) and not case.key_mask and not case.segments):
-        return "the gradient of a learned bias is taken along the diagonals of a band"
+    if learns and not (isinstance(spec.pattern, Band) and case.aligned and not case.key_mask and not case.segments):
+        return "the gradient of a learned bias is taken along the diagonals of a band, without padding or positions"
     return None
 
 
@@ -99,7 +97,7 @@ def _not_finite(call: Call) -> Tensor:
 
 def _attend(call: Call, key: Tensor, value: Tensor | None = None) -> Tensor:
     spec = call.case.spec
-    bias = tiles.distance_bias(call)
+    bias = tiles.distance_bias(call) if call.case.aligned else None
     at_once = _heads_at_once(call)
     if at_once >= spec.num_kv_heads:
         return _heads(call, slice(0, spec.num_kv_heads), key, value, bias)
