@@ -112,7 +112,7 @@ def test_every_stack(
     check(Inputs.draw(of(PATTERNS[pattern], position, stack), 2, q_len=lengths[0], kv_len=lengths[1]))
 
 
-@pytest.mark.parametrize("pattern", ["full", "window", "first tokens kept", "causal BigBird"])
+@pytest.mark.parametrize("pattern", ["full", "window", "first tokens kept", "BigBird", "causal BigBird"])
 @pytest.mark.parametrize("position", ["no position", "alibi"])
 @pytest.mark.parametrize("what", ["key_mask", "segments"])
 def test_padding_and_packed_sequences(what: str, position: str, pattern: str) -> None:

@@ -15,6 +15,7 @@ from polyhead.spec import (
     Chunked,
     Full,
     Global,
+    Links,
     Pattern,
     RandomLinks,
     SlidingWindow,
@@ -173,3 +174,44 @@ def test_a_query_sees_nothing_of_the_past_beyond_its_reach(examples: int) -> Non
             assert not (grid(pattern, 24, 24, head=head) & ~kept).any()
 
     holds()
+
+
+def test_what_treats_runs_alike_is_a_pattern_of_runs() -> None:
+    links = st.builds(
+        RandomLinks, per_query=st.integers(1, 3), seed=st.integers(0, 5), block=st.just(3), span=st.just("all")
+    )
+    table = st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=4)
+    parts = (
+        links
+        | st.builds(lambda rows: Links(table=(tuple(map(tuple, rows)),), block=3), table)
+        | st.builds(lambda size, left, right: Chunked(size=3 * size, left=left, right=right), sizes, small, small)
+        | st.builds(lambda first: Global(first=3 * first), st.integers(1, 3))
+    )
+
+    @settings(max_examples=150)
+    @given(patterns(parts), st.integers(1, 14))
+    def holds(pattern: Pattern, length: int) -> None:
+        units = pattern.in_units(3)
+        assert units is not None
+        runs = grid(units, -(-length // 3), -(-length // 3))
+        assert (grid(pattern, length, length) == runs.repeat(3, 0).repeat(3, 1)[:length, :length]).all()
+
+    holds()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Causal(),
+        SlidingWindow.symmetric(4),
+        Chunked(size=4),
+        Global(first=4),
+        Global(first=3, last=3),
+        RandomLinks(per_query=1, seed=0, block=3),
+        RandomLinks(per_query=1, seed=0, span="all"),
+        Chunked(size=3) & Causal(),
+    ],
+)
+def test_what_parts_a_run_is_no_pattern_of_runs(pattern: Pattern) -> None:
+    assert pattern.in_units(3) is None
+    assert pattern.in_units(1) == pattern

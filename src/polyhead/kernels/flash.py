@@ -30,13 +30,15 @@ class Tile(NamedTuple):
 
     Attributes:
         queries: Which queries, counted from the first.
-        keys: Ranges of keys, one after the other; or numbers of keys ``[times, num_heads, keys]``, each head its own.
+        keys: Ranges of keys, one after the other; or ``[times, num_heads, count]`` numbers of runs of keys, each head
+            its own.
         mask: What is added to the scores, ``[batch or times or 1, num_heads or 1, queries or 1, keys]``: −inf for a
             pair that may not meet. None: all meet.
         flipped: Whether the mask's rows run from the last query to the first.
         steps: By how much each range of keys moves from one of several to the next.
         times: How many there are; the operator takes them at once, as a batch.
         causal: Whether a query meets the keys up to its own place; there is no mask then.
+        unit: Keys in a run, where these are numbered; keys must be a multiple.
         part: ``"whole"``; or ``"first"`` or ``"more"`` of the keys that its queries meet, in tiles that follow.
     """
 
@@ -47,6 +49,7 @@ class Tile(NamedTuple):
     steps: tuple[int, ...] = ()
     times: int = 1
     causal: bool = False
+    unit: int = 1
     part: Literal["whole", "first", "more"] = "whole"
 
 
@@ -114,6 +117,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, tiles: Iterator[Tile], sc
             if tile.part != "whole" and tile.mask is not None:  # what is 0 here would be a sum of 1
                 sums = sums.masked_fill((tile.mask == -torch.inf).all(dim=-1), -torch.inf)
             rows, sums = _turned(rows, tile), _turned(sums, tile)
+            if rows.shape == output.shape and tile.part == "whole":
+                return rows, sums
             if tile.part == "more":
                 rows, sums = _joined(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
             _rows_of(out, tile).copy_(rows)
@@ -174,14 +179,15 @@ def _backward(
     tiles: Iterator[Tile],
     scale: float,
 ) -> tuple[Tensor, ...]:
+    contiguous = torch.contiguous_format
     query, num_heads = inputs[0], inputs[0].shape[1]
-    grad_query = torch.zeros_like(query, dtype=lse.dtype, memory_format=torch.contiguous_format)
+    grad_query = torch.zeros_like(query, dtype=lse.dtype, memory_format=contiguous)
     sums: list[Tensor] | None = None
     step = getattr(torch.ops.aten, f"{_FORWARD}_backward")
     for tile in tiles:
         for part in _parts(tile):
             if sums is None:
-                sums = [_zeros(x, part.keys, num_heads, lse.dtype) for x in inputs[1:]]
+                sums = [torch.zeros_like(x, dtype=lse.dtype, memory_format=contiguous) for x in inputs[1:]]
             for grad, q, k, v, out, row_lse, to_query, *totals in _apart(
                 part, grad_output, *inputs, output, lse, grad_query, *sums
             ):
@@ -190,10 +196,10 @@ def _backward(
                 some, *grads = step(*rows[:2], *met, *rows[2:], 0.0, part.causal, attn_mask=part.mask, scale=scale)
                 _rows_of(to_query, part).add_(_turned(some, part))
                 for total, more in zip(totals, grads, strict=True):
-                    _add(total, more, part)
+                    _add(total, more, part, num_heads)
     if sums is None:  # no query meets a key
         sums = [torch.zeros_like(x) for x in inputs[1:]]
-    return tuple(_as_given(grad, x) for grad, x in zip((grad_query, *sums), inputs, strict=True))
+    return tuple(grad.to(x.dtype) for grad, x in zip((grad_query, *sums), inputs, strict=True))
 
 
 def _parts(tile: Tile) -> Iterator[Tile]:
@@ -245,10 +251,19 @@ def _turned(x: Tensor, tile: Tile) -> Tensor:
 def _met(x: Tensor, tile: Tile, num_heads: int) -> Tensor:
     """Return the rows of a tile's keys; where each head has its own, of every query head."""
     if isinstance(tile.keys, Tensor):
-        heads = torch.arange(num_heads, device=x.device)[:, None] // (num_heads // x.shape[1])
-        return x[0, heads, tile.keys] if tile.times > 1 else x[:, heads, tile.keys[0]]
+        places = _places(x, tile, num_heads)
+        rows = x.reshape(-1, tile.unit * x.shape[-1]).index_select(0, places.flatten())
+        return rows.view(*places.shape[:2], -1, x.shape[-1])
     pieces = list(_ranges(x, tile))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _places(x: Tensor, tile: Tile, num_heads: int) -> Tensor:
+    """Return the places of a tile's runs among all runs of ``x``, ``[batch or times, num_heads, count]``."""
+    batch, kv_heads, kv_len = x.shape[:3]
+    heads = torch.arange(num_heads, device=x.device) // (num_heads // kv_heads)
+    before = torch.arange(batch, device=x.device)[:, None] * kv_heads + heads
+    return before[..., None] * (kv_len // tile.unit) + tile.keys
 
 
 def _ranges(x: Tensor, tile: Tile) -> Iterator[Tensor]:
@@ -262,29 +277,17 @@ def _ranges(x: Tensor, tile: Tile) -> Iterator[Tensor]:
             yield rows.as_strided((tile.times, *rows.shape[1:]), strides, rows.storage_offset())
 
 
-def _zeros(x: Tensor, keys: tuple[slice, ...] | Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """Return where gradients are summed: for each query head where each has keys of its own."""
-    heads = num_heads if isinstance(keys, Tensor) else x.shape[1]
-    return x.new_zeros(x.shape[0], heads, *x.shape[2:], dtype=dtype)
-
-
-def _add(total: Tensor, grad: Tensor, tile: Tile) -> None:
+def _add(total: Tensor, grad: Tensor, tile: Tile, num_heads: int) -> None:
     """Add the gradients of a tile's keys; several tiles may have met a key, so one after the other."""
+    if isinstance(tile.keys, Tensor):
+        width = tile.unit * total.shape[-1]
+        total.view(-1, width).index_add_(0, _places(total, tile, num_heads).flatten(), grad.reshape(-1, width))
+        return
     for index in range(tile.times):
         own = grad if tile.times == 1 else grad[index : index + 1]
-        if isinstance(tile.keys, Tensor):  # a head meets a key once, so what is read here is written once
-            keys, heads = tile.keys[index], torch.arange(tile.keys.shape[1], device=total.device)[:, None]
-            total[:, heads, keys] = total[:, heads, keys] + own
-            continue
         steps = tile.steps or (0,) * len(tile.keys)
         start = 0
         for some, step in zip(tile.keys, steps, strict=True):
             stop = start + some.stop - some.start
             total[:, :, some.start + index * step : some.stop + index * step] += own[:, :, start:stop]
             start = stop
-
-
-def _as_given(grad: Tensor, x: Tensor) -> Tensor:
-    if grad.shape != x.shape:
-        grad = grad.unflatten(1, (x.shape[1], -1)).sum(dim=2)
-    return grad.to(x.dtype)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyhead.kernels.common import Call, allowed_pairs
+from polyhead.kernels.common import EVERY, Call, allowed_pairs
 from polyhead.kernels.flash import Tile
 from polyhead.position import alibi, relative
-from polyhead.spec import Alibi, RelativeBias
+from polyhead.spec import Alibi, Pattern, RelativeBias
 from polyhead.spec.ranges import BlockState, KeyRange
 
 MASK_ELEMENTS = 2**22
@@ -35,6 +36,9 @@ def formed(call: Call, heads: range) -> Iterator[Tile]:
     Yields:
         Tiles in the order of their queries; after them those that hold other keys of the same queries.
     """
+    if (units := _units(call)) is not None:
+        yield from _by_unit(call, heads, units)
+        return
     made: dict[Any, Tensor | None] = {}
     rest: list[Tile] = []
     start = 0
@@ -45,6 +49,56 @@ def formed(call: Call, heads: range) -> Iterator[Tile]:
         rest.extend(more)
         start = stop
     yield from rest
+
+
+def _units(call: Call) -> Pattern | None:
+    """Return the pattern of whole runs of tokens, where heads differ and no run of queries sees a part of one."""
+    case, pattern = call.case, call.case.spec.pattern
+    size = pattern.unit
+    if not _apart(call) or size < ROWS // 4 or (case.kv_len - case.q_len) % size:
+        return None
+    return pattern.in_units(size)
+
+
+def _by_unit(call: Call, heads: range, units: Pattern) -> Iterator[Tile]:
+    case, size = call.case, call.case.spec.pattern.unit
+    num_units = -(-case.kv_len // size)
+    first = (case.kv_len - case.q_len) // size
+    at_once = max(1, MASK_ELEMENTS // (len(heads) * num_units))
+    for start in range(first, num_units, at_once):
+        queries = np.arange(start, min(start + at_once, num_units))
+        seen = np.stack([units.allowed(queries, np.arange(num_units), kv_len=num_units, head=head) for head in heads])
+        counts = seen.sum(axis=-1)
+        keys = np.zeros((counts.max(initial=0), *counts.shape), dtype=np.int64)  # what stands for no key is masked
+        head, query, key = seen.nonzero()
+        keys[np.arange(len(key)) - (counts.cumsum() - counts.flatten()).repeat(counts.flatten()), head, query] = key
+        most = counts.max(axis=0)
+        usual = most[most <= 2 * np.median(most)].max()
+        for index, unit in enumerate((queries - first).tolist()):
+            rows = slice(unit * size, min((unit + 1) * size, case.q_len))
+            if counts[:, index].min() == num_units:
+                yield Tile(rows, (slice(0, case.kv_len),), _mask(call, rows, heads, [EVERY], None, partial=False))
+            elif most[index]:
+                width = max(most[index], usual) if most[index] <= usual else most[index]
+                yield _gathered(call, rows, heads, keys[:width, :, index].T, counts[:, index], num_units)
+            else:
+                yield Tile(rows, ())
+
+
+def _gathered(
+    call: Call, queries: slice, heads: range, units: NDArray[np.int64], counts: NDArray[np.int64], num_units: int
+) -> Tile:
+    """Return a tile whose heads each see runs of keys of their own, ``[heads, most]``, of which some are there."""
+    case, size = call.case, call.case.spec.pattern.unit
+    numbers = torch.from_numpy((units[..., None] * size + np.arange(size)).reshape(len(units), -1))
+    there = None
+    ragged = case.kv_len % size and (units == num_units - 1).any()
+    if ragged or counts.min() < units.shape[1]:
+        is_run = torch.from_numpy(np.arange(units.shape[1]) < counts[:, None])
+        there = is_run.repeat_interleave(size, dim=1) & (numbers < case.kv_len)
+        numbers = numbers.clamp(max=case.kv_len - 1)
+    mask = _mask(call, queries, heads, list(numbers), there, partial=False)
+    return Tile(queries, torch.from_numpy(units.copy())[None], mask, unit=size)
 
 
 def _tiles(call: Call, queries: slice, heads: range, made: dict[Any, Tensor | None]) -> list[Tile]:

@@ -130,7 +130,7 @@ def _heads(call: Call, heads: slice, key: Tensor, value: Tensor | None, bias: Te
     sinks = call.params["sinks"][own] if isinstance(spec.weighting, Softmax) and spec.weighting.sink else None
     own_bias = None if bias is None else bias[own]
     width = max(spec.qk_head_dim, spec.v_head_dim)
-    values = _as_wide(values, width)
+    keys, values = (_in_runs(call, x) for x in (keys, _as_wide(values, width)))
     maps = [
         flash.attend(
             _as_wide(queries[:, m], width),
@@ -161,6 +161,15 @@ def _keys_and_values(call: Call, heads: slice, key: Tensor, value: Tensor | None
     params = {"w_uk": some, "w_uv": call.params["w_uv"].to(key.dtype)[heads]}
     keys, values = latent.expand(key, params, spec)
     return keys.unflatten(1, (spec.num_maps, -1)), values
+
+
+def _in_runs(call: Call, x: Tensor) -> Tensor:
+    """Lay keys or values out so that each head can take whole runs of its own; the last may be shorter."""
+    pattern = call.case.spec.pattern
+    if not pattern.per_head:
+        return x
+    missing = -x.shape[-2] % pattern.unit
+    return (functional.pad(x, (0, 0, 0, missing)) if missing else x).contiguous()
 
 
 def _as_wide(x: Tensor, width: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Where a pattern is a band, both it and a bias that goes by distance depend on ``key − query`` alone. With the queries
 in reverse order the mask of a tile is then a Toeplitz matrix, ``mask[i, j] = vector[start + i + j]``, which strides
-over one vector give without a matrix. Elsewhere a tile's mask is formed, see `formed`.
+over one vector give without a matrix; that of a narrow band is small, and the same for all tiles. Elsewhere a
+tile's mask is formed, see `formed`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from polyhead.kernels.common import Call, Case
-from polyhead.kernels.flash import Tile
+from polyhead.kernels.flash import KEYS_AT_ONCE, Tile
 from polyhead.kernels.formed import formed
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Band, RelativeBias
@@ -92,7 +93,7 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
         return
     vector = _band_vector(call, left, right, bias)
     step = BAND_ROWS if left + right < NARROW else WIDE_ROWS
-    views: dict[Any, Tensor] = {}
+    masks: dict[Any, Tensor] = {}
     for start in range(0, case.q_len, step):
         stop = min(start + step, case.q_len)
         low = max(0, first + start - left)
@@ -107,14 +108,16 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
             shape = (1, len(vector), stop - start, high - low)
             begin = case.kv_len + low - (first + stop)  # of the last query's distance from the lowest key
             view = vector.as_strided(shape, (0, vector.stride(0), 1, 1), vector.storage_offset() + begin)
-            mask = views.setdefault((begin, shape), view)
-        yield Tile(queries, (slice(low, high),), mask, flipped=mask is not None)
+            if (begin, shape) not in masks:  # a small one is turned round once, instead of all queries
+                masks[begin, shape] = view.flip(2) if step == BAND_ROWS else view
+            mask = masks[begin, shape]
+        yield Tile(queries, (slice(low, high),), mask, flipped=mask is not None and step == WIDE_ROWS)
 
 
 def _staircase(case: Case) -> Iterator[Tile]:
     """Yield causal tiles on the diagonal, and what their queries meet before, none of which needs a mask."""
     first = case.kv_len - case.q_len
-    steps = [slice(start, min(start + WIDE_ROWS, case.q_len)) for start in range(0, case.q_len, WIDE_ROWS)]
+    steps = [slice(start, min(start + KEYS_AT_ONCE, case.q_len)) for start in range(0, case.q_len, KEYS_AT_ONCE)]
     for queries in steps:
         keys = slice(first + queries.start, first + queries.stop)
         yield Tile(queries, (keys,), causal=True, part="first" if keys.start else "whole")
@@ -145,7 +148,10 @@ def together(call: Call, tiles: Iterator[Tile]) -> Iterator[Tile]:
 
 def _most(call: Call, tile: Tile) -> int:
     heads, width = call.query.shape[1], call.query.shape[-1]
-    keys = tile.keys.shape[-1] if isinstance(tile.keys, Tensor) else sum(some.stop - some.start for some in tile.keys)
+    if isinstance(tile.keys, Tensor):
+        keys = tile.keys.shape[-1] * tile.unit
+    else:
+        keys = sum(some.stop - some.start for some in tile.keys)
     return TOGETHER_BYTES // max(1, heads * keys * width * call.case.dtype.itemsize)
 
 
@@ -161,6 +167,8 @@ def _follows(run: list[Tile], tile: Tile) -> bool:
         if not (isinstance(tile.keys, Tensor) and isinstance(last.keys, Tensor)):
             return False
         shapes = [None if one.mask is None else one.mask.shape for one in (tile, last)]
+        if tile.unit != last.unit:
+            return False
         return tile.keys.shape == last.keys.shape and shapes[0] == shapes[1] and (not shapes[0] or shapes[0][0] == 1)
     if tile.mask is not last.mask or len(tile.keys) != len(last.keys):
         return False
@@ -184,7 +192,7 @@ def _merged(run: list[Tile]) -> Tile:
     if isinstance(first.keys, Tensor):
         keys = torch.cat([tile.keys for tile in run if isinstance(tile.keys, Tensor)])
         masks = [tile.mask for tile in run if tile.mask is not None]
-        return Tile(queries, keys, torch.cat(masks) if masks else None, times=len(run))
+        return first._replace(queries=queries, keys=keys, mask=torch.cat(masks) if masks else None, times=len(run))
     return first._replace(queries=queries, steps=_steps(*run[:2]) or (), times=len(run))
 
 

@@ -43,6 +43,11 @@ class Linked(Pattern):
     def unit(self) -> int:  # noqa: D102
         return self.block or 1
 
+    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
+        if size == 1:
+            return self
+        return None if self._past_only or self.block != size else dataclasses.replace(self, block=None)
+
     @property
     def _past_only(self) -> bool:
         return False

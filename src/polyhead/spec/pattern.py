@@ -75,6 +75,17 @@ class Pattern(Choice):
         """Length of the aligned runs of tokens that are treated alike."""
         return 1
 
+    def in_units(self, size: int) -> Pattern | None:
+        """Return the pattern over aligned runs of tokens, or None where a run of queries sees a part of one.
+
+        Args:
+            size: Tokens in a run; the last run may be shorter.
+
+        Returns:
+            A pattern whose positions count runs.
+        """
+        return self if size == 1 else None
+
     @property
     def repeat(self) -> Repeat | None:
         """From where on, and by how much moved, it looks the same; None where it never need."""
@@ -241,6 +252,11 @@ class Chunked(Pattern):
     def unit(self) -> int:  # noqa: D102
         return self.size
 
+    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
+        if self.size % size:
+            return None
+        return dataclasses.replace(self, size=self.size // size)
+
     @property
     def repeat(self) -> Repeat:  # noqa: D102
         return Repeat(self.size)
@@ -294,6 +310,10 @@ class Global(Pattern):
     @property
     def reach(self) -> Reach:  # noqa: D102
         return Reach(left=None) if self.last else Reach(left=0, first=self.first)
+
+    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
+        ragged = self.first % size or (self.last and size > 1)  # the last tokens need not be whole runs
+        return None if ragged else dataclasses.replace(self, first=self.first // size)
 
     @property
     def repeat(self) -> Repeat | None:  # noqa: D102
