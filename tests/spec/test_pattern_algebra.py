@@ -187,16 +187,18 @@ def test_what_treats_runs_alike_is_a_pattern_of_runs() -> None:
         | st.builds(lambda size, left, right: Chunked(size=3 * size, left=left, right=right), sizes, small, small)
         | st.builds(lambda first: Global(first=3 * first), st.integers(1, 3))
     )
+    at_both_ends = st.builds(lambda first, last: Global(first=3 * first, last=3 * last), small, st.integers(1, 2))
 
     @settings(max_examples=150)
     @given(patterns(parts), st.integers(1, 14))
     def holds(pattern: Pattern, length: int) -> None:
-        units = pattern.in_units(3)
+        units = pattern.in_units(3, kv_len=length)
         assert units is not None
         runs = grid(units, -(-length // 3), -(-length // 3))
         assert (grid(pattern, length, length) == runs.repeat(3, 0).repeat(3, 1)[:length, :length]).all()
 
     holds()
+    given(patterns(parts | at_both_ends), st.integers(1, 5).map(lambda n: 3 * n))(holds.hypothesis.inner_test)()
 
 
 @pytest.mark.parametrize(
@@ -213,5 +215,5 @@ def test_what_treats_runs_alike_is_a_pattern_of_runs() -> None:
     ],
 )
 def test_what_parts_a_run_is_no_pattern_of_runs(pattern: Pattern) -> None:
-    assert pattern.in_units(3) is None
-    assert pattern.in_units(1) == pattern
+    assert pattern.in_units(3, kv_len=10) is None
+    assert pattern.in_units(1, kv_len=10) == pattern

@@ -57,7 +57,7 @@ def _units(call: Call) -> Pattern | None:
     size = pattern.unit
     if not _apart(call) or size < ROWS // 4 or (case.kv_len - case.q_len) % size:
         return None
-    return pattern.in_units(size)
+    return pattern.in_units(size, kv_len=case.kv_len)
 
 
 def _by_unit(call: Call, heads: range, units: Pattern) -> Iterator[Tile]:

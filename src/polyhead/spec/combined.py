@@ -74,8 +74,8 @@ class Combined(Pattern):
     def unit(self) -> int:  # noqa: D102
         return math.lcm(*(part.unit for part in self.parts))
 
-    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
-        parts = [part.in_units(size) for part in self.parts]
+    def in_units(self, size: int, *, kv_len: int) -> Pattern | None:  # noqa: D102
+        parts = [part.in_units(size, kv_len=kv_len) for part in self.parts]
         known = [part for part in parts if part is not None]
         return None if len(known) < len(parts) else self.of(tuple(known))
 

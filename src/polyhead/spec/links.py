@@ -43,7 +43,7 @@ class Linked(Pattern):
     def unit(self) -> int:  # noqa: D102
         return self.block or 1
 
-    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
+    def in_units(self, size: int, *, kv_len: int) -> Pattern | None:  # noqa: D102
         if size == 1:
             return self
         return None if self._past_only or self.block != size else dataclasses.replace(self, block=None)

@@ -75,11 +75,12 @@ class Pattern(Choice):
         """Length of the aligned runs of tokens that are treated alike."""
         return 1
 
-    def in_units(self, size: int) -> Pattern | None:
+    def in_units(self, size: int, *, kv_len: int) -> Pattern | None:
         """Return the pattern over aligned runs of tokens, or None where a run of queries sees a part of one.
 
         Args:
             size: Tokens in a run; the last run may be shorter.
+            kv_len: Number of keys.
 
         Returns:
             A pattern whose positions count runs.
@@ -252,7 +253,7 @@ class Chunked(Pattern):
     def unit(self) -> int:  # noqa: D102
         return self.size
 
-    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
+    def in_units(self, size: int, *, kv_len: int) -> Pattern | None:  # noqa: D102
         if self.size % size:
             return None
         return dataclasses.replace(self, size=self.size // size)
@@ -311,9 +312,9 @@ class Global(Pattern):
     def reach(self) -> Reach:  # noqa: D102
         return Reach(left=None) if self.last else Reach(left=0, first=self.first)
 
-    def in_units(self, size: int) -> Pattern | None:  # noqa: D102
-        ragged = self.first % size or (self.last and size > 1)  # the last tokens need not be whole runs
-        return None if ragged else dataclasses.replace(self, first=self.first // size)
+    def in_units(self, size: int, *, kv_len: int) -> Pattern | None:  # noqa: D102
+        ragged = self.first % size or self.last % size or (self.last and kv_len % size)
+        return None if ragged else Global(first=self.first // size, last=self.last // size)
 
     @property
     def repeat(self) -> Repeat | None:  # noqa: D102
