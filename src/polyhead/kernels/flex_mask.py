@@ -1,0 +1,205 @@
+"""What FlexAttention is told of a pattern: blocks of pairs that meet, and a rule for the single pair.
+
+Blocks come from ``pattern.key_ranges``, one question for each block of queries, so that no matrix of pairs is made.
+Inside a block that some pairs leave out, the rule answers: the pattern's own ``allowed``, for one query and one key,
+and a search in a table where a pattern is made of links.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyhead.kernels.common import Call
+from polyhead.spec.combined import Combined
+from polyhead.spec.links import Linked
+from polyhead.spec.pattern import Pattern
+from polyhead.spec.ranges import BlockState, KeyRange
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Queries, and keys, in a block: FlexAttention's own size."""
+
+Place = Callable[[Tensor, Tensor], Tensor]
+"""Returns the position of a batch entry's token."""
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Says whether a pair may meet: batch entry, head, number of the query, position of the query, of the key."""
+
+
+def block_mask(call: Call) -> BlockMask:
+    """Return which blocks of pairs meet, whole or in part, with the rule for a single pair."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    states = block_states(call)
+    partial, full = (_listed(states == state) for state in (BlockState.PARTIAL, BlockState.FULL))
+    lengths = (call.case.q_len, call.case.kv_len)
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=pair_rule(call), seq_lengths=lengths)
+
+
+def block_states(call: Call) -> Tensor:
+    """Return a `BlockState` for each block of pairs, ``[batch or 1, num_heads or 1, query blocks, key blocks]``.
+
+    Where positions are given, nothing is known of them here: every block is PARTIAL as far as the pattern goes.
+    """
+    case, pattern, device = call.case, call.case.spec.pattern, call.key.device
+    rows, columns = -(-case.q_len // BLOCK), -(-case.kv_len // BLOCK)
+    if case.aligned:
+        heads = range(case.spec.num_heads if pattern.per_head else 1)
+        layouts = [[_row(pattern, call, head, row, columns) for row in range(rows)] for head in heads]
+        states = torch.from_numpy(np.array(layouts))[None].to(device)
+    else:
+        states = torch.full((1, 1, rows, columns), BlockState.PARTIAL, device=device)
+    if call.key_mask is not None:
+        seen = _in_blocks(call.key_mask)
+        states = states.minimum(_state(full=seen.all(dim=-1), empty=~seen.any(dim=-1))[:, None, None])
+    if call.segments is not None:
+        low, high = _in_blocks(call.segments).aminmax(dim=-1)
+        apart = (low[:, :, None] > high[:, None, :]) | (low[:, None, :] > high[:, :, None])
+        alike = (low[:, :, None] == high[:, None, :]) & (low[:, None, :] == high[:, :, None])
+        states = states.minimum(_state(full=alike, empty=apart)[:, None])
+    return states
+
+
+def places(call: Call) -> tuple[Place, Place]:
+    """Return the positions of queries and of keys, from their numbers; what can be counted is not looked up."""
+    case = call.case
+    return (
+        _counted if case.aligned and case.q_len == case.kv_len else _looked_up(call.query_positions),
+        _counted if case.aligned else _looked_up(call.key_positions),
+    )
+
+
+def pair_rule(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return whether a pair may meet, from the numbers of batch entry, head, query and key."""
+    rule = _rule(call.case.spec.pattern, call)
+    query_at, key_at = places(call)
+    key_mask, segments = call.key_mask, call.segments
+
+    def may_meet(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = rule(batch, head, query, query_at(batch, query), key_at(batch, key))
+        if key_mask is not None:
+            allowed = allowed & key_mask[batch, key]
+        if segments is not None:
+            allowed = allowed & (segments[batch, query] == segments[batch, key])
+        return allowed
+
+    return may_meet
+
+
+# --- blocks
+
+
+def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDArray[np.int64]:
+    """Return the states of the blocks of keys, for one block of queries."""
+    case = call.case
+    first, stop = case.kv_len - case.q_len, min(BLOCK * (row + 1), case.q_len)
+    layout = pattern.key_ranges(first + BLOCK * row, first + stop, kv_len=case.kv_len, head=head)
+    whole = stop == BLOCK * (row + 1)
+    return _states_of(layout if whole else [one._replace(state=BlockState.PARTIAL) for one in layout], columns)
+
+
+def _states_of(layout: Iterable[KeyRange], columns: int) -> NDArray[np.int64]:
+    """Return the states of blocks of keys under a layout; one that ends past the last key is never FULL."""
+    edges = BLOCK * np.arange(columns + 1)
+    seen, seen_by_all = np.zeros((2, columns), dtype=np.int64)
+    for start, stop, state in layout:
+        blocks = slice(start // BLOCK, -(-stop // BLOCK))
+        keys = np.minimum(edges[1:][blocks], stop) - np.maximum(edges[:-1][blocks], start)
+        seen[blocks] += keys
+        if state is BlockState.FULL:
+            seen_by_all[blocks] += keys
+    return np.where(seen_by_all == BLOCK, BlockState.FULL, np.where(seen > 0, BlockState.PARTIAL, BlockState.EMPTY))
+
+
+def _in_blocks(tokens: Tensor) -> Tensor:
+    """Lay ``[batch, len]`` out as ``[batch, blocks, BLOCK]``; the last block is filled up with the last token."""
+    length = tokens.shape[1]
+    numbers = torch.arange(-(-length // BLOCK) * BLOCK, device=tokens.device).clamp(max=length - 1)
+    return tokens[:, numbers].unflatten(1, (-1, BLOCK))
+
+
+def _state(*, full: Tensor, empty: Tensor) -> Tensor:
+    states = torch.full(full.shape, BlockState.PARTIAL, device=full.device)
+    return states.masked_fill(full, BlockState.FULL).masked_fill(empty, BlockState.EMPTY)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many blocks each row has, and their numbers before those of the others."""
+    chosen = blocks.int()
+    numbers = chosen.argsort(dim=-1, descending=True, stable=True).int()
+    return chosen.sum(dim=-1, dtype=torch.int32), numbers
+
+
+# --- single pairs
+
+
+def _rule(pattern: Pattern, call: Call) -> Rule:
+    if isinstance(pattern, Combined):
+        rules = tuple(_rule(part, call) for part in pattern.parts)
+        combine = operator.or_ if pattern.union else operator.and_
+        return lambda *pair: functools.reduce(combine, [rule(*pair) for rule in rules])
+    if isinstance(pattern, Linked):
+        return _linked(pattern, call)
+    kv_len = call.case.kv_len
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
+        pair: Tensor = pattern.allowed(query_position[None], key_position[None], kv_len=kv_len)
+        return pair[0, 0]
+
+    return allowed
+
+
+def _linked(pattern: Linked, call: Call) -> Rule:
+    """Return the rule of links: a binary search among those of the query's unit, which are sorted."""
+    size, is_causal, per_head = pattern.unit, pattern.is_causal, int(pattern.per_head)
+    table, rows = _link_table(pattern, call)
+    per_sequence = int(len(rows) > 1)
+    steps = [2**power for power in reversed(range(table.shape[-1].bit_length() - 1))]
+
+    def linked(batch: Tensor, head: Tensor, query: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
+        head, row, wanted = per_head * head, rows[per_sequence * batch, query], key_position // size
+        place = torch.zeros_like(row)
+        for step in steps:
+            place = torch.where(table[head, row, place + step] <= wanted, place + step, place)
+        met = (table[head, row, place] == wanted) & (key_position >= 0)
+        return met & (key_position <= query_position) if is_causal else met
+
+    return linked
+
+
+def _link_table(pattern: Linked, call: Call) -> tuple[Tensor, Tensor]:
+    """Return the links of every unit of queries, and each query's row among them.
+
+    Returns:
+        ``[num_heads or 1, units, links]``, sorted, with -1 before them up to a power of two; ``[batch or 1, q_len]``.
+    """
+    units, rows = torch.unique(call.query_positions // pattern.unit, return_inverse=True)
+    heads: Iterable[int] = range(call.case.spec.num_heads if pattern.per_head else 1)
+    found: list[Any] = [
+        pattern.links(units * pattern.unit, kv_len=call.case.kv_len, head=head).astype(np.int32) for head in heads
+    ]
+    links = np.sort(np.stack(found), axis=-1)
+    width = 1 << max(0, links.shape[-1] - 1).bit_length()
+    filled = np.pad(links, ((0, 0), (0, 0), (width - links.shape[-1], 0)), constant_values=-1)
+    return torch.from_numpy(filled).to(rows.device), rows
+
+
+def _counted(batch: Tensor, number: Tensor) -> Tensor:
+    return number
+
+
+def _looked_up(positions: Tensor) -> Place:
+    if len(positions) > 1:
+        return lambda batch, number: positions[batch, number]
+    of_all = positions[0]
+    return lambda batch, number: of_all[number]
