@@ -108,14 +108,15 @@ def attend(call: Call, operator: Operator) -> Tensor:
 
 def score_mod(call: Call) -> ScoreMod | None:
     """Return softcap and the position's bias, or None where there is neither."""
-    spec, bias = call.case.spec, _bias(call)
-    softcap = spec.weighting.softcap if isinstance(spec.weighting, Softmax) else None
-    if softcap is None and bias is None:
-        return None
+    weighting, bias = call.case.spec.weighting, _bias(call)
+    softcap = weighting.softcap if isinstance(weighting, Softmax) else None
+    if softcap is None:
+        return None if bias is None else lambda score, *pair: score + bias(*pair)
+
+    bound = torch.tensor(softcap, dtype=compute_dtype(call.case.dtype), device=call.query.device)
 
     def modified(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        if softcap is not None:
-            score = softcap * torch.tanh(score / softcap)
+        score = bound * torch.tanh(score / bound)
         return score if bias is None else score + bias(batch, head, query, key)
 
     return modified
@@ -134,8 +135,9 @@ def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | No
 
         return by_slope
     if isinstance(position, RelativeBias):
-        lowest, highest = _distances(call, position)
-        of_distance = _distance_bias(call, lowest, highest)
+        limits = _distances(call, position)
+        of_distance = _distance_bias(call, *limits)
+        lowest, highest = torch.tensor(limits, device=call.query.device)  # as numbers they would be compiled anew
 
         def by_distance(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             distance = (key_at(batch, key) - query_at(batch, query)).clamp(lowest, highest)

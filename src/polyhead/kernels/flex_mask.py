@@ -58,7 +58,7 @@ def block_states(call: Call) -> Tensor:
         layouts = [[_row(pattern, call, head, row, columns) for row in range(rows)] for head in heads]
         states = torch.from_numpy(np.array(layouts))[None].to(device)
     else:
-        states = torch.full((1, 1, rows, columns), BlockState.PARTIAL, device=device)
+        states = torch.full((1, 1, rows, columns), BlockState.PARTIAL, dtype=torch.int8, device=device)
     if call.key_mask is not None:
         seen = _in_blocks(call.key_mask)
         states = states.minimum(_state(full=seen.all(dim=-1), empty=~seen.any(dim=-1))[:, None, None])
@@ -99,7 +99,7 @@ def pair_rule(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 # --- blocks
 
 
-def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDArray[np.int64]:
+def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDArray[np.int8]:
     """Return the states of the blocks of keys, for one block of queries."""
     case = call.case
     first, stop = case.kv_len - case.q_len, min(BLOCK * (row + 1), case.q_len)
@@ -108,7 +108,7 @@ def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDA
     return _states_of(layout if whole else [one._replace(state=BlockState.PARTIAL) for one in layout], columns)
 
 
-def _states_of(layout: Iterable[KeyRange], columns: int) -> NDArray[np.int64]:
+def _states_of(layout: Iterable[KeyRange], columns: int) -> NDArray[np.int8]:
     """Return the states of blocks of keys under a layout; one that ends past the last key is never FULL."""
     edges = BLOCK * np.arange(columns + 1)
     seen, seen_by_all = np.zeros((2, columns), dtype=np.int64)
@@ -118,7 +118,8 @@ def _states_of(layout: Iterable[KeyRange], columns: int) -> NDArray[np.int64]:
         seen[blocks] += keys
         if state is BlockState.FULL:
             seen_by_all[blocks] += keys
-    return np.where(seen_by_all == BLOCK, BlockState.FULL, np.where(seen > 0, BlockState.PARTIAL, BlockState.EMPTY))
+    states = np.where(seen_by_all == BLOCK, BlockState.FULL, np.where(seen > 0, BlockState.PARTIAL, BlockState.EMPTY))
+    return states.astype(np.int8)
 
 
 def _in_blocks(tokens: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def _in_blocks(tokens: Tensor) -> Tensor:
 
 
 def _state(*, full: Tensor, empty: Tensor) -> Tensor:
-    states = torch.full(full.shape, BlockState.PARTIAL, device=full.device)
+    states = torch.full(full.shape, BlockState.PARTIAL, dtype=torch.int8, device=full.device)
     return states.masked_fill(full, BlockState.FULL).masked_fill(empty, BlockState.EMPTY)
 
 
@@ -152,27 +153,30 @@ def _rule(pattern: Pattern, call: Call) -> Rule:
         return _linked(pattern, call)
     kv_len = call.case.kv_len
 
-    def allowed(batch: Tensor, head: Tensor, query: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
-        pair: Tensor = pattern.allowed(query_position[None], key_position[None], kv_len=kv_len)
-        return pair[0, 0]
+    # a spec's numbers come as defaults: so they are constants of the compiled code, which closures may turn into inputs
+    def allowed(*pair: Tensor, pattern: Pattern = pattern) -> Tensor:
+        _, _, _, query_position, key_position = pair
+        met: Tensor = pattern.allowed(query_position[None], key_position[None], kv_len=kv_len)
+        return met[0, 0]
 
     return allowed
 
 
 def _linked(pattern: Linked, call: Call) -> Rule:
     """Return the rule of links: a binary search among those of the query's unit, which are sorted."""
-    size, is_causal, per_head = pattern.unit, pattern.is_causal, int(pattern.per_head)
     table, rows = _link_table(pattern, call)
-    per_sequence = int(len(rows) > 1)
-    steps = [2**power for power in reversed(range(table.shape[-1].bit_length() - 1))]
+    row_at, per_head = _looked_up(rows), pattern.per_head
+    steps = tuple(2**power for power in reversed(range(table.shape[-1].bit_length() - 1)))
 
-    def linked(batch: Tensor, head: Tensor, query: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
-        head, row, wanted = per_head * head, rows[per_sequence * batch, query], key_position // size
+    def linked(*pair: Tensor, unit: int = pattern.unit, past: bool = pattern.is_causal, steps: Any = steps) -> Tensor:
+        batch, head, query, query_position, key_position = pair
+        head = head if per_head else torch.zeros_like(head)
+        row, wanted = row_at(batch, query), key_position // unit
         place = torch.zeros_like(row)
         for step in steps:
             place = torch.where(table[head, row, place + step] <= wanted, place + step, place)
         met = (table[head, row, place] == wanted) & (key_position >= 0)
-        return met & (key_position <= query_position) if is_causal else met
+        return met & (key_position <= query_position) if past else met
 
     return linked
 

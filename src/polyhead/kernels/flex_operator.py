@@ -38,7 +38,7 @@ def compiled() -> Callable[..., Any]:
     attention = torch.compile(flex_attention, fullgraph=True)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=MOST_FORMS, accumulated_recompile_limit=MOST_FORMS):
+        with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
             return attention(*args, **kwargs)
 
     return call
