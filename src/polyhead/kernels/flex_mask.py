@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,25 +108,28 @@ def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDA
     return _states_of(layout if whole else [one._replace(state=BlockState.PARTIAL) for one in layout], columns)
 
 
-def _states_of(layout: Iterable[KeyRange], columns: int) -> NDArray[np.int8]:
+def _states_of(layout: Sequence[KeyRange], columns: int) -> NDArray[np.int8]:
     """Return the states of blocks of keys under a layout; one that ends past the last key is never FULL."""
-    edges = BLOCK * np.arange(columns + 1)
-    seen, seen_by_all = np.zeros((2, columns), dtype=np.int64)
-    for start, stop, state in layout:
-        blocks = slice(start // BLOCK, -(-stop // BLOCK))
-        keys = np.minimum(edges[1:][blocks], stop) - np.maximum(edges[:-1][blocks], start)
-        seen[blocks] += keys
-        if state is BlockState.FULL:
-            seen_by_all[blocks] += keys
+    seen = _keys_in_blocks(layout, columns)
+    seen_by_all = _keys_in_blocks([one for one in layout if one.state is BlockState.FULL], columns)
     states = np.where(seen_by_all == BLOCK, BlockState.FULL, np.where(seen > 0, BlockState.PARTIAL, BlockState.EMPTY))
     return states.astype(np.int8)
+
+
+def _keys_in_blocks(layout: Sequence[KeyRange], columns: int) -> NDArray[np.float64]:
+    """Return how many keys of each block some ranges hold: a sum that rises by one a key inside a range."""
+    bounds = np.array([(0, 0)] + [(start, stop) for start, stop, _ in layout]).ravel()
+    rises = np.diff(bounds, prepend=0)
+    rises[::2] = 0  # from the end of a range to the next one's start
+    return np.diff(np.interp(BLOCK * np.arange(columns + 1), bounds, rises.cumsum()))
 
 
 def _in_blocks(tokens: Tensor) -> Tensor:
     """Lay ``[batch, len]`` out as ``[batch, blocks, BLOCK]``; the last block is filled up with the last token."""
     length = tokens.shape[1]
     numbers = torch.arange(-(-length // BLOCK) * BLOCK, device=tokens.device).clamp(max=length - 1)
-    return tokens[:, numbers].unflatten(1, (-1, BLOCK))
+    blocks: Tensor = tokens[:, numbers].unflatten(1, (-1, BLOCK))
+    return blocks
 
 
 def _state(*, full: Tensor, empty: Tensor) -> Tensor:
