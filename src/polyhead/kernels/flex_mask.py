@@ -51,13 +51,11 @@ def block_states(call: Call) -> Tensor:
 
     Where positions are given, nothing is known of them here: every block is PARTIAL as far as the pattern goes.
     """
-    case, pattern, device = call.case, call.case.spec.pattern, call.key.device
-    rows, columns = -(-case.q_len // BLOCK), -(-case.kv_len // BLOCK)
+    case, device = call.case, call.key.device
     if case.aligned:
-        heads = range(case.spec.num_heads if pattern.per_head else 1)
-        layouts = [[_row(pattern, call, head, row, columns) for row in range(rows)] for head in heads]
-        states = torch.from_numpy(np.array(layouts))[None].to(device)
+        states = torch.from_numpy(_pattern_states(case.spec.pattern, call))[None].to(device)
     else:
+        rows, columns = -(-case.q_len // BLOCK), -(-case.kv_len // BLOCK)
         states = torch.full((1, 1, rows, columns), BlockState.PARTIAL, dtype=torch.int8, device=device)
     if call.key_mask is not None:
         seen = _in_blocks(call.key_mask)
@@ -99,13 +97,39 @@ def pair_rule(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 # --- blocks
 
 
-def _row(pattern: Pattern, call: Call, head: int, row: int, columns: int) -> NDArray[np.int8]:
-    """Return the states of the blocks of keys, for one block of queries."""
+def _pattern_states(pattern: Pattern, call: Call) -> NDArray[np.int8]:
+    """Return the states of all blocks, ``[num_heads or 1, query blocks, key blocks]``."""
+    if isinstance(pattern, Combined):
+        combine = np.maximum if pattern.union else np.minimum
+        return functools.reduce(combine, [_pattern_states(part, call) for part in pattern.parts])
+    heads = range(call.case.spec.num_heads if pattern.per_head else 1)
+    if isinstance(pattern, Linked) and pattern.unit < BLOCK:
+        return np.stack([_linked_states(pattern, call, head) for head in heads])
+    starts = range(0, call.case.q_len, BLOCK)
+    return np.stack([[_row(pattern, call, head, start) for start in starts] for head in heads])
+
+
+def _linked_states(pattern: Linked, call: Call, head: int) -> NDArray[np.int8]:
+    """Return the states of links shorter than a block, all at once: hundreds would be ranges of a row's own."""
+    q_len, kv_len = call.case.q_len, call.case.kv_len
+    links = pattern.links(np.arange(kv_len - q_len, kv_len), kv_len=kv_len, head=head)
+    first = links * pattern.unit
+    exist = (links >= 0) & (first < kv_len)
+    rows = np.broadcast_to(np.arange(q_len)[:, None] // BLOCK, links.shape)[exist]
+    states = np.full((-(-q_len // BLOCK), -(-kv_len // BLOCK)), BlockState.EMPTY, dtype=np.int8)
+    for key in (first, np.minimum(first + pattern.unit, kv_len) - 1):  # a link lies in two blocks at most
+        states[rows, key[exist] // BLOCK] = BlockState.PARTIAL
+    return states
+
+
+def _row(pattern: Pattern, call: Call, head: int, start: int) -> NDArray[np.int8]:
+    """Return the states of the blocks of keys, for the block of queries from one on."""
     case = call.case
-    first, stop = case.kv_len - case.q_len, min(BLOCK * (row + 1), case.q_len)
-    layout = pattern.key_ranges(first + BLOCK * row, first + stop, kv_len=case.kv_len, head=head)
-    whole = stop == BLOCK * (row + 1)
-    return _states_of(layout if whole else [one._replace(state=BlockState.PARTIAL) for one in layout], columns)
+    first, stop = case.kv_len - case.q_len, min(start + BLOCK, case.q_len)
+    layout = pattern.key_ranges(first + start, first + stop, kv_len=case.kv_len, head=head)
+    if stop < start + BLOCK:  # what is cut off is not FULL
+        layout = [one._replace(state=BlockState.PARTIAL) for one in layout]
+    return _states_of(layout, -(-case.kv_len // BLOCK))
 
 
 def _states_of(layout: Sequence[KeyRange], columns: int) -> NDArray[np.int8]:
