@@ -1,8 +1,8 @@
 """What FlexAttention is told of a pattern: blocks of pairs that meet, and a rule for the single pair.
 
-Blocks come from ``pattern.key_ranges``, one question for each block of queries, so that no matrix of pairs is made.
-Inside a block that some pairs leave out, the rule answers: the pattern's own ``allowed``, for one query and one key,
-and a search in a table where a pattern is made of links.
+Blocks come from ``pattern.key_ranges``, one question for each block of queries, and those of short links from the
+links themselves: no matrix of pairs is made. Inside a block that some pairs leave out, the rule answers: the pattern's
+own ``allowed``, for one query and one key, and a search in a table where a pattern is made of links.
 """
 
 from __future__ import annotations
