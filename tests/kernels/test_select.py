@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 import polyhead as ph
 from polyhead.cache import new_cache
-from polyhead.kernels import select
+from polyhead.kernels import flex_operator, select
 from polyhead.kernels.common import Case
 from tests.inputs import Inputs, spec
 from tests.strategies import specs
@@ -75,6 +75,9 @@ REFUSALS: dict[str, list[Row]] = {
         ({}, {"weights": True}, "SDPA does not return weights", "plain"),
         ({}, {"q_len": 0}, "there is no query or no key", "plain"),
         ({}, {"kv_len": 0}, "there is no query or no key", "plain"),
+    ],
+    "flex": [  # on a GPU it refuses more, see test_flex
+        ({}, {}, "FlexAttention is for GPUs here, not cpu: on the CPU tiles do better", "dense"),
     ],
     "plain": [
         (CAUSAL_LINEAR, {"q_len": 5, "state": True}, "a cache of sums has no keys left to score", "linear"),
@@ -234,7 +237,7 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
         inputs.attend(torch.float32, kernel="dens")
     with pytest.raises(
         ph.UnknownNameError,
-        match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, blockwise, plain",
+        match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, flex, tiled, blockwise, plain",
     ):
         inputs.attend(torch.float32, kernel="flash")
 
@@ -246,12 +249,14 @@ def test_every_kernel_has_a_name_of_its_own_and_says_how_it_computes() -> None:
     assert all(kernel.summary for kernel in select.KERNELS)
 
 
-def test_explain_reads_as_a_line_for_each_kernel() -> None:
+def test_explain_reads_as_a_line_for_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_operator, "missing", lambda: None)
     asked = ph.explain(spec("gqa"), q_len=1, kv_len=32_768, dtype=torch.bfloat16, device="cuda:0", needs_grad=True)
     assert str(asked).splitlines() == [
         "dense: PyTorch's scaled_dot_product_attention",
         "not linear: running sums are linear weighting's alone, not Softmax's",
         "not absorbed: there is no latent in Grouped storage",
+        "not flex: below 65536 pairs, listing blocks costs more than it saves",
         "not tiled: the operator behind it is the CPU's, not cuda's",
         "not blockwise: the scores of all queries fit into one block",
         "not plain: it would run, and auto prefers dense",
@@ -262,6 +267,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         "not linear: running sums are linear weighting's alone, not Softmax's",
         f"not absorbed: {EXPAND}",
         "not dense: SDPA has no sink",
+        "not flex: FlexAttention is for GPUs here, not cpu: on the CPU tiles do better",
         "not tiled: below 65536 pairs, tiles cost more than they save",
         "not blockwise: the scores of all queries fit into one block",
     ]

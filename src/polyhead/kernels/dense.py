@@ -7,7 +7,7 @@ import functools
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from polyhead.kernels import flash
+from polyhead.kernels import flash, flex_operator
 from polyhead.kernels.common import (
     Call,
     Case,
@@ -48,13 +48,15 @@ def refuse(case: Case) -> str | None:
 
 def pass_over(case: Case) -> str | None:
     """Return why another kernel is quicker or smaller, or None."""
-    if case.compiled or case.device != "cpu" or flash.missing():
-        return None  # nothing else takes it but the plain kernel, whose matrices are more and larger
-    if case.q_len * case.kv_len < MOST_MASKED:
+    if case.compiled or case.q_len * case.kv_len < MOST_MASKED:
         return None
+    tiles = case.device == "cpu" and not flash.missing()
+    blocks = case.device == "cuda" and not flex_operator.missing()
+    if not (tiles or blocks):
+        return None  # what else takes it goes block by block, in Python
     if not _sees_everything(case) and not _is_causal(case):
         return f"it would be given a mask of all {case.q_len:,} × {case.kv_len:,} pairs"
-    if case.spec.qk_head_dim != case.spec.v_head_dim:
+    if tiles and case.spec.qk_head_dim != case.spec.v_head_dim:
         return "PyTorch's quick kernels want keys and values of one width"
     return None
 
