@@ -76,11 +76,26 @@ def lengths(inputs: Inputs) -> tuple[int, int]:
     return inputs.learned["query"].shape[2], inputs.learned["key"].shape[2]
 
 
-def by_kernel(names: Iterable[str] = SPECS, **asked: Any) -> Any:
-    """Parametrise a test over every kernel and the specs that it takes, in cases that ask for no less than this."""
+def by_kernel(names: Iterable[str] = SPECS, *, one_in: int = 1, **asked: Any) -> Any:
+    """Parametrise a test over every kernel and the specs that it takes, in cases that ask for no less than this.
+
+    Args:
+        names: The specs.
+        one_in: Of how many specs of a kernel one is tested in every run; the others are slow.
+        **asked: See `polyhead.kernels.common.Case`.
+
+    Returns:
+        The decorator, whose test takes ``kernel`` and ``name``.
+    """
     sizes = {"q_len": 300, "kv_len": 300, "needs_grad": True, **asked}
-    pairs = [(kernel, name) for name in names for kernel in takers(Case(spec=SPECS[name], **sizes))]
-    return pytest.mark.parametrize(("kernel", "name"), pairs, ids=[f"{kernel}-{name}" for kernel, name in pairs])
+    pairs = []
+    for number, kernel in enumerate(KERNELS):
+        taken = [name for name in names if kernel.refuse(Case(spec=SPECS[name], **sizes)) is None]
+        for index, name in enumerate(taken):
+            quick = (index - number) % min(one_in, len(taken)) == 0
+            marks = () if quick else pytest.mark.slow
+            pairs.append(pytest.param(kernel.name, name, id=f"{kernel.name}-{name}", marks=marks))
+    return pytest.mark.parametrize(("kernel", "name"), pairs)
 
 
 def results(

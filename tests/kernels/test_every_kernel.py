@@ -76,18 +76,13 @@ def expected(name: str, situation: str) -> Results:
     return {**results(inputs, "plain"), "output": inputs.oracle()}
 
 
-def _is_quick(*indices: int) -> bool:
-    """Whether a case is among the two fifths that every run goes through; the others take a minute."""
-    return sum(indices) % 5 < 2
-
-
 WALK = [
     pytest.param(
         kernel,
         name,
         situation,
         id=f"{kernel}-{name}-{situation}",
-        marks=() if _is_quick(k, n, s) else pytest.mark.slow,
+        marks=pytest.mark.slow if (k + n + s) % len(SITUATIONS) else (),
     )
     for (n, name), (s, situation) in itertools.product(enumerate(SPECS), enumerate(SITUATIONS))
     for k, kernel in enumerate(takers(case_of(drawn(name, situation))))
@@ -111,8 +106,13 @@ def test_auto_picks_each_kernel_at_some_of_these_lengths() -> None:
     assert {picked(name, *pair) for name, pair in itertools.product(SPECS, LENGTHS)} == able
 
 
-@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    ("name", "q_len", "kv_len"),
+    [
+        pytest.param(name, *pair, marks=pytest.mark.slow if (n + p) % 3 else ())
+        for (n, name), (p, pair) in itertools.product(enumerate(SPECS), enumerate(LENGTHS))
+    ],
+)
 def test_what_auto_picks_gives_it_too(name: str, q_len: int, kv_len: int) -> None:
     inputs = Inputs.draw(SPECS[name], 1, batch=1, q_len=q_len, kv_len=kv_len)
     assert_results(results(inputs, "auto"), {**results(inputs, "plain"), "output": inputs.oracle()}, torch.float64)
@@ -129,7 +129,7 @@ def is_enlarging(whole: ph.AttentionSpec) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@by_kernel([name for name, one in SPECS.items() if not is_enlarging(one)])
+@by_kernel([name for name, one in SPECS.items() if not is_enlarging(one)], one_in=3)
 def test_each_dtype_is_as_near_as_its_rounding_allows(kernel: str, name: str, dtype: torch.dtype) -> None:
     inputs = Inputs.draw(SPECS[name], 2, batch=1, q_len=151, kv_len=301).rounded(dtype)
     found = results(inputs, kernel, dtype)
@@ -170,7 +170,7 @@ SHARED: dict[str, Layout] = {
 
 
 @pytest.mark.usefixtures("small_pieces")
-@by_kernel()
+@by_kernel(one_in=4)
 def test_any_order_of_strides_of_each_tensor(kernel: str, name: str) -> None:
     inputs = small(name)
     theirs = results(inputs, kernel)
@@ -181,7 +181,7 @@ def test_any_order_of_strides_of_each_tensor(kernel: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-@by_kernel()
+@by_kernel(one_in=4)
 def test_rows_that_share_memory_or_lie_apart(kernel: str, name: str) -> None:
     inputs = small(name, 4)
     for layout, lay in SHARED.items():
@@ -201,7 +201,7 @@ COTANGENTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.usefixtures("small_pieces")
-@by_kernel()
+@by_kernel(one_in=4)
 def test_the_output_s_gradient_may_lie_in_memory_as_it_likes(kernel: str, name: str) -> None:
     inputs = small(name, 5)
     for layout, cotangent in COTANGENTS.items():
@@ -210,7 +210,7 @@ def test_the_output_s_gradient_may_lie_in_memory_as_it_likes(kernel: str, name: 
         assert_results(ours, theirs, torch.float64, what=layout)
 
 
-@by_kernel()
+@by_kernel(one_in=4)
 def test_nothing_given_is_written_to_and_the_output_is_memory_of_its_own(kernel: str, name: str) -> None:
     inputs = masked(Inputs.draw(SPECS[name], 6, q_len=40, kv_len=300))
     given = {n: torch.tensor(array) for n, array in inputs.given.items() if takes_masks(kernel, name)}
@@ -237,7 +237,7 @@ def takes_masks(kernel: str, name: str) -> bool:
 
 
 @pytest.mark.usefixtures("small_pieces")
-@by_kernel()
+@by_kernel(one_in=4)
 def test_a_gradient_is_the_same_where_it_alone_is_wanted(kernel: str, name: str) -> None:
     inputs = small(name, 7)
     every = results(inputs, kernel)
@@ -252,7 +252,7 @@ def test_a_gradient_is_the_same_where_it_alone_is_wanted(kernel: str, name: str)
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("given", ["nothing", "a mask"])
-@by_kernel()
+@by_kernel(one_in=4)
 def test_gradients_are_the_slopes_of_the_output(kernel: str, name: str, given: str) -> None:
     inputs = small(name, 8)
     if given == "a mask":
@@ -296,7 +296,7 @@ def planted(inputs: Inputs, name: str, bad: float) -> tuple[Inputs, Array]:
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("tensor", ["key", "value"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@by_kernel()
+@by_kernel(one_in=6)
 def test_what_is_not_finite_reaches_what_may_see_it_and_no_other(
     kernel: str, name: str, bad: float, tensor: str
 ) -> None:

@@ -35,7 +35,7 @@ FAR = 1_000_000
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@by_kernel(aligned=False)
+@by_kernel(one_in=3, aligned=False)
 def test_positions_may_be_given_and_far_out(kernel: str, name: str, dtype: torch.dtype) -> None:
     inputs = Inputs.draw(SPECS[name], 0, batch=1, q_len=60, kv_len=90)
     inputs = inputs.giving(query_positions=FAR + np.arange(30, 90), key_positions=FAR + np.arange(90))
@@ -52,7 +52,7 @@ FAR_SPECS = {
     }.items()
 }
 FAR_WALK = [
-    pytest.param(kernel, name, marks=pytest.mark.slow if name == "RoPE" else ())
+    pytest.param(kernel, name, marks=pytest.mark.slow if isinstance(one.weighting, ph.Softmax) else ())
     for name, one in FAR_SPECS.items()
     for kernel in takers(Case(spec=one, q_len=3, kv_len=FAR))
 ]
@@ -90,7 +90,7 @@ def with_scores_of(size: float, name: str, signs: str) -> Inputs:
 
 
 @pytest.mark.parametrize("signs", SIGNS)
-@by_kernel([name for name, one in SPECS.items() if not isinstance(one.weighting, ph.Linear)])
+@by_kernel([name for name, one in SPECS.items() if not isinstance(one.weighting, ph.Linear)], one_in=7)
 def test_scores_of_ten_thousand_of_any_sign(kernel: str, name: str, signs: str) -> None:
     inputs = with_scores_of(1e4, name, signs)
     assert_results(results(inputs, kernel), {**results(inputs, "plain"), "output": inputs.oracle()}, torch.float64)
@@ -154,7 +154,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@by_kernel()
+@by_kernel(one_in=7)
 def test_every_run_gives_the_same_bits_and_threads_change_rounding_alone(kernel: str, name: str) -> None:
     inputs = Inputs.draw(SPECS[name], 4, q_len=150, kv_len=301)
     found = {}
@@ -170,7 +170,7 @@ CROWDS = [names for start in range(4) if len(names := list(SPECS)[start::4]) > 1
 
 
 @pytest.mark.parametrize("names", CROWDS, ids="; ".join)
-@pytest.mark.parametrize("kernel", ["auto", *(kernel.name for kernel in KERNELS)])
+@pytest.mark.parametrize("kernel", ["auto", *(pytest.param(kernel.name, marks=pytest.mark.slow) for kernel in KERNELS)])
 def test_calls_at_the_same_time_are_as_if_alone(kernel: str, names: list[str]) -> None:
     jobs = []
     for seed, name in enumerate(names):
