@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ ABLE = takers(Case(spec=spec("mha", pattern=WINDOWS[0]), q_len=300, kv_len=300, 
 
 @pytest.mark.parametrize("more_keys", [0, 3])
 @pytest.mark.parametrize(
-    "q_len", [128, 129, 130, *(pytest.param(n, marks=pytest.mark.slow) for n in (1024, 1025, 2049))]
+    "q_len", [127, 128, 129, *(pytest.param(n, marks=pytest.mark.slow) for n in (1023, 1024, 1025))]
 )
 @pytest.mark.parametrize("window", WINDOWS, ids=repr)
 @pytest.mark.parametrize("kernel", ABLE)
@@ -135,11 +135,12 @@ def test_a_window_ends_exactly_where_it_says(kernel: str, window: ph.Band, q_len
     edges(kernel, window, q_len, q_len + more_keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ABLE)
 @pytest.mark.parametrize("window", [ph.SlidingWindow.causal(1024), ph.SlidingWindow(left=1023, right=1025)], ids=repr)
-def test_a_wide_window_too(kernel: str, window: ph.Band) -> None:
-    for q_len in (1024, 1025, 1026):
-        edges(kernel, window, q_len, q_len + 1)
+@pytest.mark.parametrize("q_len", [1024, 1025, 2049])
+def test_a_wide_window_too(kernel: str, window: ph.Band, q_len: int) -> None:
+    edges(kernel, window, q_len, q_len + 1)
 
 
 # --- the same numbers again
@@ -154,7 +155,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@by_kernel(one_in=7)
+@by_kernel(one_in=9)
 def test_every_run_gives_the_same_bits_and_threads_change_rounding_alone(kernel: str, name: str) -> None:
     inputs = Inputs.draw(SPECS[name], 4, q_len=150, kv_len=301)
     found = {}
@@ -215,11 +216,31 @@ def lean(case: Case) -> list[str]:
     return [kernel.name for kernel in KERNELS[:-1] if kernel.refuse(case) is None and kernel.pass_over(case) is None]
 
 
+MAKERS = {
+    "a result": lambda x: x[:, None] * x,
+    "one of several": lambda x: torch.max(x[:, None] * x, dim=0),
+    "memory to write to": lambda x: torch.mul(x[:, None], x, out=torch.empty(0)),
+    "enlarged in place": lambda x: torch.empty(0).resize_(len(x) ** 2),
+    "from NumPy": lambda x: torch.from_numpy(np.ones((len(x), len(x)))) + 1,
+    "a part": lambda x: (x[:, None] * x)[:2],
+    "booleans": lambda x: x[:, None] > x,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_watch_sees_a_matrix_however_it_is_made(make: Callable[[torch.Tensor], Any]) -> None:
+    x = torch.ones(30)
+    with NothingAsLargeAs(901):
+        make(x)
+    with pytest.raises(AssertionError, match="makes a tensor"), NothingAsLargeAs(900):
+        make(x)
+
+
 LENGTH = 1030
 LEAN = [
-    (kernel, name)
-    for name, one in SPECS.items()
-    for kernel in lean(Case(spec=one, q_len=LENGTH, kv_len=LENGTH, needs_grad=True))
+    pytest.param(kernel, name, id=f"{kernel}-{name}", marks=pytest.mark.slow if (n + k) % 3 else ())
+    for n, (name, one) in enumerate(SPECS.items())
+    for k, kernel in enumerate(lean(Case(spec=one, q_len=LENGTH, kv_len=LENGTH, needs_grad=True)))
 ]
 
 
@@ -239,7 +260,7 @@ def test_a_kernel_that_a_case_is_for_makes_no_matrix_of_all_pairs(kernel: str, n
 
 
 def test_every_spec_has_a_kernel_that_makes_none() -> None:
-    assert {name for _, name in LEAN} == set(SPECS)
+    assert {param.values[1] for param in LEAN} == set(SPECS)
 
 
 SIZES = Sizes(num_heads=4, width=8, v_width=None, seed=3)
@@ -257,3 +278,13 @@ def varied() -> Iterator[Any]:
 @pytest.mark.parametrize("choices", list(varied()))
 def test_auto_makes_no_matrix_of_all_pairs(choices: dict[str, Any]) -> None:
     assert_no_matrix(Inputs.draw(spec("gqa", **choices), 6, batch=1, q_len=LENGTH, kv_len=LENGTH), "auto")
+
+
+def test_a_large_sum_in_float16_is_not_taken_for_something_that_is_not_finite() -> None:
+    """All is computed again with all pairs listed, where an output is not finite."""
+    inputs = Inputs.draw(spec("mha", pattern=ph.Causal()), 7, batch=1, q_len=600, kv_len=600)
+    inputs = inputs.changing(value=np.full_like(inputs.learned["value"], 100.0))
+    with torch.no_grad(), NothingAsLargeAs(600 * 600):
+        output = inputs.attend(torch.float16)
+    assert output.sum().isinf()
+    assert_close(output, inputs.oracle(), torch.float16)
