@@ -168,7 +168,8 @@ def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
     assert isinstance(spec.position, Rotary)
     if not spec.position.per_query:  # linear weighting: all queries meet the same keys, which are then not repeated
         query, key = rotary.rotate_for_queries(query, key, (call.query_positions, call.key_positions), spec)
-        return (query.flatten(3, 4) @ key[..., 0, :, :].mT).unflatten(3, query.shape[3:5])
+        turned: Tensor = (query.flatten(3, 4) @ key[..., 0, :, :].mT).unflatten(3, query.shape[3:5])
+        return turned
     step = max(1, PER_QUERY_ELEMENTS // max(1, key.numel()))
     pieces = []
     for start in range(0, max(query.shape[-2], 1), step):
