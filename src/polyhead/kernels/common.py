@@ -232,18 +232,9 @@ def _is_spoiled(x: Tensor) -> bool:
 
 
 def not_finite(key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-    """Return where a value, or its key, is not finite, and what a norm of rows mixes with it.
-
-    Args:
-        key: ``[batch, num_kv_heads · maps, kv_len, width]``.
-        value: ``[batch, num_kv_heads, kv_len, v_head_dim]``.
-        spec: The mechanism.
-
-    Returns:
-        ``[batch, num_heads, kv_len, v_head_dim or 1]``.
-    """
+    """Return where a value, or its key, is not finite: ``[batch, num_heads, kv_len, v_head_dim]``."""
     bad = ~torch.isfinite(value)
     if isinstance(spec.weighting, Differential) and spec.weighting.form != "clipped":
-        bad = bad.any(dim=-1, keepdim=True)
+        bad = bad.any(dim=-1, keepdim=True).expand_as(bad)  # rows are normed, which mixes their numbers
     bad_key = ~torch.isfinite(key).all(dim=-1, keepdim=True)
     return (bad | grouped.keys_by_map(bad_key, spec).any(dim=1)).repeat_interleave(spec.group_size, dim=1)
