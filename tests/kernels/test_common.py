@@ -133,8 +133,10 @@ def test_what_is_not_finite_reaches_the_rows_that_see_it_and_no_other() -> None:
     assert output.flatten().nan_to_num(-1.0).tolist() == [4.0, -1.0, 0.0]
 
 
-def test_a_bad_key_spoils_the_whole_value_of_its_group_and_a_bad_value_its_own_width() -> None:
-    whole = spec("gqa", weighting=ph.Differential())
+@pytest.mark.parametrize(("form", "widths"), [("clipped", 1), ("paper", 16)])
+def test_a_bad_key_spoils_the_whole_value_of_its_group_and_a_bad_value_its_own_width(form: Any, widths: int) -> None:
+    """Where rows are normed, all widths of the value."""
+    whole = spec("gqa", weighting=ph.Differential(form=form))
     key, value = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 16)
     key[0, 1, 0, 5] = torch.nan  # of the first key/value head the second map
     value[0, 1, 2, 7] = -torch.inf
@@ -142,7 +144,7 @@ def test_a_bad_key_spoils_the_whole_value_of_its_group_and_a_bad_value_its_own_w
     assert bad.shape == (1, 4, 3, 16)
     assert bad[0, :2, 0].all()
     assert bad[0, 2:, 2, 7].all()
-    assert bad.sum() == 2 * 16 + 2
+    assert bad.sum() == 2 * 16 + 2 * widths
 
 
 def test_a_sum_that_overflows_changes_nothing() -> None:

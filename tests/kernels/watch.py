@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
 class NothingAsLargeAs(TorchDispatchMode):
-    """Fails where an operation makes a tensor, or a view of one, of so many elements; counts the operations."""
+    """Fails where an operation makes a tensor, or a view of one, of so many elements; counts the operations.
+
+    What it is given counts as well: memory that an operation has enlarged in place, or that came from NumPy.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -21,7 +25,7 @@ class NothingAsLargeAs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         self.operations += 1
-        for tensor in made if isinstance(made, tuple | list) else (made,):
+        for tensor in tree_leaves((made, args, kwargs)):
             if isinstance(tensor, torch.Tensor):
                 size = tensor.untyped_storage().nbytes() // tensor.element_size()
                 assert size < self.limit, f"{func} makes a tensor {list(tensor.shape)}"

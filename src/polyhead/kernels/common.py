@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyhead.position import rotary
-from polyhead.spec import AttentionSpec, Latent, Linear, Rotary
+from polyhead.spec import AttentionSpec, Differential, Latent, Linear, Rotary
 from polyhead.storage import grouped, latent
 
 EVERY = slice(None)
@@ -145,11 +145,15 @@ def prepared(call: Call) -> Call:
 
 def keys_and_values(call: Call) -> tuple[Tensor, Tensor]:
     """Return the keys and values of every key/value head, expanded if a latent is stored."""
-    if isinstance(call.case.spec.storage, Latent):
-        params = {name: call.params[name].to(call.key.dtype) for name in ("w_uk", "w_uv")}
+    if not isinstance(call.case.spec.storage, Latent):
+        assert call.value is not None
+        return call.key, call.value
+    params = {name: call.params[name].to(call.key.dtype) for name in ("w_uk", "w_uv")}
+    if not (call.case.needs_grad and _is_spoiled(call.key)):
         return latent.expand(call.key, params, call.case.spec)
-    assert call.value is not None
-    return call.key, call.value
+    bad = ~torch.isfinite(call.key).all(dim=-1, keepdim=True)  # the gradient of W_UK sums over all rows: 0·NaN is NaN
+    key, value = latent.expand(call.key.masked_fill(bad, 0.0), params, call.case.spec)
+    return key.masked_fill(bad, torch.nan), value.masked_fill(bad, torch.nan)
 
 
 def allowed_pairs(call: Call, rows: slice = EVERY, keys: slice | Tensor = EVERY, head: int | None = None) -> Tensor:
@@ -213,14 +217,24 @@ def kept_apart(run: Callable[..., Tensor], tensors: tuple[Tensor, ...], spoiled:
         The output, clean where it must be.
     """
     output = run(*tensors)
-    if output.is_meta or torch.compiler.is_compiling() or torch.isfinite(output.detach().sum()):
+    if not _is_spoiled(output):
         return output
     output = run(*(x.masked_fill(~torch.isfinite(x), 0.0) for x in tensors))
     return output.masked_fill(spoiled(), torch.nan)
 
 
+def _is_spoiled(x: Tensor) -> bool:
+    """Whether something in a tensor is not finite, as far as its numbers are known by now."""
+    if x.is_meta or torch.compiler.is_compiling():
+        return False
+    # in float16 a sum of many finite numbers would be infinite
+    return not torch.isfinite(x.detach().sum(dtype=compute_dtype(x.dtype)))
+
+
 def not_finite(key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
     """Return where a value, or its key, is not finite: ``[batch, num_heads, kv_len, v_head_dim]``."""
+    bad = ~torch.isfinite(value)
+    if isinstance(spec.weighting, Differential) and spec.weighting.form != "clipped":
+        bad = bad.any(dim=-1, keepdim=True).expand_as(bad)  # rows are normed, which mixes their numbers
     bad_key = ~torch.isfinite(key).all(dim=-1, keepdim=True)
-    bad = ~torch.isfinite(value) | grouped.keys_by_map(bad_key, spec).any(dim=1)
-    return bad.repeat_interleave(spec.group_size, dim=1)
+    return (bad | grouped.keys_by_map(bad_key, spec).any(dim=1)).repeat_interleave(spec.group_size, dim=1)

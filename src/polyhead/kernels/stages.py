@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from polyhead.kernels.common import Call, confined, not_finite, rotates_in_kernel
 from polyhead.position import alibi, relative, rotary
-from polyhead.spec import Alibi, AttentionSpec, Differential, Linear, RelativeBias, Softmax
+from polyhead.spec import Alibi, AttentionSpec, Differential, Linear, RelativeBias, Rotary, Softmax
 from polyhead.spec.position import ShawBias
 from polyhead.storage import grouped
 
@@ -165,6 +165,11 @@ def _products(call: Call, query: Tensor, key: Tensor) -> Tensor:
         products: Tensor = grouped.keys_by_map(rows @ key.mT, spec).unflatten(3, query.shape[3:5])
         return products
     key = grouped.keys_by_map(key, spec)
+    assert isinstance(spec.position, Rotary)
+    if not spec.position.per_query:  # linear weighting: all queries meet the same keys, which are then not repeated
+        query, key = rotary.rotate_for_queries(query, key, (call.query_positions, call.key_positions), spec)
+        turned: Tensor = (query.flatten(3, 4) @ key[..., 0, :, :].mT).unflatten(3, query.shape[3:5])
+        return turned
     step = max(1, PER_QUERY_ELEMENTS // max(1, key.numel()))
     pieces = []
     for start in range(0, max(query.shape[-2], 1), step):

@@ -19,6 +19,7 @@ from polyhead.kernels.common import (
     Case,
     Kernel,
     allowed_pairs,
+    compute_dtype,
     confined,
     keys_and_values,
     not_finite,
@@ -146,7 +147,8 @@ def _heads(call: Call, heads: slice, key: Tensor, value: Tensor | None, bias: Te
     ]
     if not isinstance(spec.weighting, Differential):
         return maps[0]
-    mixed = maps[0] - stages.difference(call, spec.weighting) * maps[1]
+    first, second = (x.to(compute_dtype(call.case.dtype)) for x in maps)
+    mixed = first - stages.difference(call, spec.weighting) * second
     by_group = grouped.heads_as(mixed, heads.stop - heads.start, spec.group_size)
     return stages.finish(call, None, by_group).to(call.case.dtype)
 
