@@ -168,7 +168,7 @@ def make_pieces_small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "tiles.BAND_ROWS": 4,
         "tiles.WIDE_ROWS": 8,
-        "tiles.MASK_ELEMENTS": 2**8,
+        "formed.MASK_ELEMENTS": 2**8,
         "flash.KEYS_AT_ONCE": 5,
         "tiled.COPIED_BYTES": 2**10,
         "table_gradient.ROWS": 4,

@@ -254,7 +254,7 @@ LEAN = [
 @pytest.fixture
 def smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is formed at once be less than all pairs of a thousand tokens."""
-    for name in ("tiles.MASK_ELEMENTS", "table_gradient.MOST_ELEMENTS", "blockwise.BLOCK_ELEMENTS"):
+    for name in ("formed.MASK_ELEMENTS", "table_gradient.MOST_ELEMENTS", "blockwise.BLOCK_ELEMENTS"):
         monkeypatch.setattr(f"polyhead.kernels.{name}", 2**18)
     monkeypatch.setattr("polyhead.kernels.tiled.COPIED_BYTES", 2**18)
     monkeypatch.setattr("polyhead.kernels.tiles.TOGETHER_BYTES", 2**18)

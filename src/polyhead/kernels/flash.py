@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from polyhead.kernels.common import Case, compute_dtype
+
 _FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
 _ARGUMENTS = (
     ("query", "key", "value", "dropout_p", "is_causal", "attn_mask", "scale"),
@@ -66,6 +68,11 @@ def missing() -> str | None:
         if tuple(argument.name for argument in packet.default._schema.arguments) != arguments:
             return f"PyTorch {torch.__version__} has another operator {name} than this knows"
     return None
+
+
+def joins_exactly(case: Case) -> bool:
+    """Whether a row may be put together from tiles: in half precision each of them would have been rounded before."""
+    return case.dtype == compute_dtype(case.dtype)
 
 
 def attend(
@@ -281,7 +288,9 @@ def _add(total: Tensor, grad: Tensor, tile: Tile, num_heads: int) -> None:
     """Add the gradients of a tile's keys; several tiles may have met a key, so one after the other."""
     if isinstance(tile.keys, Tensor):
         width = tile.unit * total.shape[-1]
-        total.view(-1, width).index_add_(0, _places(total, tile, num_heads).flatten(), grad.reshape(-1, width))
+        total.view(-1, width).index_add_(
+            0, _places(total, tile, num_heads).flatten(), grad.reshape(-1, width).to(total.dtype)
+        )
         return
     for index in range(tile.times):
         own = grad if tile.times == 1 else grad[index : index + 1]

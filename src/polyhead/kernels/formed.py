@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyhead.kernels.common import EVERY, Call, allowed_pairs
-from polyhead.kernels.flash import Tile
+from polyhead.kernels.flash import Tile, joins_exactly
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Pattern, RelativeBias
 from polyhead.spec.ranges import BlockState, KeyRange
@@ -111,7 +111,7 @@ def _tiles(call: Call, queries: slice, heads: range, made: dict[Any, Tensor | No
         return [Tile(queries, numbers[None], _mask(call, queries, heads, list(numbers), there, partial=partial))]
     name = _name(call, queries, layouts[0])
     tiles = []
-    groups = _groups(layouts[0])
+    groups = _groups(layouts[0]) if joins_exactly(call.case) else [layouts[0]]
     for index, group in enumerate(groups):
         keys = tuple(slice(start, stop) for start, stop in _joined(group))
         if name is None or (index, name) not in made:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from polyhead.kernels.common import Call, Case
-from polyhead.kernels.flash import KEYS_AT_ONCE, Tile
+from polyhead.kernels.flash import KEYS_AT_ONCE, Tile, joins_exactly
 from polyhead.kernels.formed import formed
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Band, RelativeBias
@@ -88,7 +88,7 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
     right = min(math.inf if pattern.right is None else pattern.right, math.inf if last is None else last)
     left = math.inf if pattern.left is None else pattern.left
     first = case.kv_len - case.q_len
-    if bias is None and (left, right) == (math.inf, 0) and first >= 0:
+    if bias is None and (left, right) == (math.inf, 0) and first >= 0 and joins_exactly(case):
         yield from _staircase(case)
         return
     vector = _band_vector(call, left, right, bias)
