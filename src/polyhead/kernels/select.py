@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from polyhead.errors import UnsupportedError, unknown_name
-from polyhead.kernels import absorbed, blockwise, dense, linear, plain, tiled
+from polyhead.kernels import absorbed, blockwise, dense, gathered, linear, plain, tiled
 from polyhead.kernels.common import Case, Kernel
 from polyhead.spec import AttentionSpec
 
@@ -15,6 +15,7 @@ KERNELS: tuple[Kernel, ...] = (
     linear.KERNEL,
     absorbed.KERNEL,
     dense.KERNEL,
+    gathered.KERNEL,
     tiled.KERNEL,
     blockwise.KERNEL,
     plain.KERNEL,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from polyhead.errors import SpecError
+from polyhead.spec.neighbours import distinct
 from polyhead.spec.pattern import Full, Pattern
 from polyhead.spec.ranges import KeyRange, Reach, Repeat, merge
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -102,6 +107,25 @@ class AllOf(Combined):
     symbol: ClassVar[str] = "&"
     union: ClassVar[bool] = False
 
+    def neighbours(  # noqa: D102
+        self, start: int, stop: int, *, kv_len: int, head: int = 0
+    ) -> NDArray[np.int64] | None:
+        import numpy as np
+
+        shortest = min(self.parts, key=_degree)  # alone: a list of another part may be any number of times as long
+        keys = shortest.neighbours(start, stop, kv_len=kv_len, head=head)
+        if keys is None:
+            return None
+        queries, seen = np.arange(start, stop)[:, None], keys >= 0
+        for part in self.parts:
+            if part is not shortest:
+                seen = seen & part.allowed(queries, keys, kv_len=kv_len, head=head)[:, 0]
+        return distinct(np.where(seen, keys, -1))
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        return min(self.parts, key=_degree).degree
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return any(part.is_causal for part in self.parts)
@@ -123,6 +147,24 @@ class AnyOf(Combined):
     symbol: ClassVar[str] = "|"
     union: ClassVar[bool] = True
 
+    def neighbours(  # noqa: D102
+        self, start: int, stop: int, *, kv_len: int, head: int = 0
+    ) -> NDArray[np.int64] | None:
+        import numpy as np
+
+        lists = []
+        for part in self.parts:
+            keys = part.neighbours(start, stop, kv_len=kv_len, head=head)
+            if keys is None:
+                return None
+            lists.append(keys)
+        return distinct(np.concatenate(lists, axis=-1))
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        degrees = [part.degree for part in self.parts if part.degree is not None]
+        return sum(degrees) if len(degrees) == len(self.parts) else None
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return all(part.is_causal for part in self.parts)
@@ -133,6 +175,10 @@ class AnyOf(Combined):
         if None in lefts:
             return Reach(left=None)
         return Reach(left=max(left for left in lefts if left is not None), first=max(p.reach.first for p in self.parts))
+
+
+def _degree(pattern: Pattern) -> float:
+    return math.inf if pattern.degree is None else pattern.degree
 
 
 def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:

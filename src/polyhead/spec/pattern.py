@@ -2,17 +2,23 @@
 
 Every reader of a pattern (oracle, kernels, cost, pictures) reads these two methods, so they cannot disagree:
 ``allowed`` answers for each pair, ``key_ranges`` for a block of consecutive queries, without listing its pairs.
-A third, ``reach``, says what a cache may forget. Patterns combine, see `polyhead.spec.combined`.
+A third, ``reach``, says what a cache may forget, and ``neighbours`` lists each query's keys, where they are few.
+Patterns combine, see `polyhead.spec.combined`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import Choice, as_int
+from polyhead.spec.neighbours import between
 from polyhead.spec.ranges import BlockState, KeyRange, Reach, Repeat, band_layout, clip, state_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,6 +57,21 @@ class Pattern(Choice):
         """
         raise NotImplementedError
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> NDArray[np.int64] | None:
+        """Return the keys that each query at positions ``start`` to ``stop - 1`` sees of keys 0 to ``kv_len - 1``.
+
+        Args:
+            start: First query position.
+            stop: One past the last; at least ``start + 1``.
+            kv_len: Number of keys.
+            head: The head, for patterns that differ between heads.
+
+        Returns:
+            ``[queries, keys]``, at most `degree` wide: each query's keys, none twice, and -1 where it has no more.
+            None where one of the queries has no such list: where `degree` is None, or the query sees all keys.
+        """
+        return None
+
     def block_state(self, queries: tuple[int, int], keys: tuple[int, int], *, kv_len: int, head: int = 0) -> BlockState:
         """Return whether a rectangle of half-open query and key ranges is full, partial or empty."""
         return state_of(self.key_ranges(*queries, kv_len=kv_len, head=head), *keys)
@@ -69,6 +90,11 @@ class Pattern(Choice):
     def reach(self) -> Reach:
         """How far back a query looks: what a cache must keep of a causal pattern. Not bounded, unless overridden."""
         return Reach(left=None)
+
+    @property
+    def degree(self) -> int | None:
+        """How many keys a query sees at most, whatever the length, but for a few queries that see all. None: any."""
+        return None
 
     @property
     def unit(self) -> int:
@@ -159,6 +185,20 @@ class Band(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
+    def neighbours(  # noqa: D102
+        self, start: int, stop: int, *, kv_len: int, head: int = 0
+    ) -> NDArray[np.int64] | None:
+        import numpy as np
+
+        if self.left is None or self.right is None:
+            return None
+        queries = np.arange(start, stop)
+        return between(queries - self.left, queries + self.right, kv_len)
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        return None if self.left is None or self.right is None else self.left + 1 + self.right
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return self.right == 0
@@ -229,6 +269,18 @@ class Chunked(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
+    def neighbours(  # noqa: D102
+        self, start: int, stop: int, *, kv_len: int, head: int = 0
+    ) -> NDArray[np.int64]:
+        import numpy as np
+
+        chunks = np.arange(start, stop) // self.size
+        return between((chunks - self.left) * self.size, (chunks + self.right + 1) * self.size - 1, kv_len)
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return (self.left + 1 + self.right) * self.size
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return self.size == 1 and self.right == 0
@@ -286,6 +338,21 @@ class Global(Pattern):
         middle = [KeyRange(self.first, tail, BlockState.PARTIAL)] if start < self.first or touches_tail else []
         ends = [KeyRange(0, self.first, BlockState.FULL), KeyRange(tail, kv_len, BlockState.FULL)]
         return clip([ends[0], *middle, ends[1]], kv_len)
+
+    def neighbours(  # noqa: D102
+        self, start: int, stop: int, *, kv_len: int, head: int = 0
+    ) -> NDArray[np.int64] | None:
+        import numpy as np
+
+        tail = kv_len - self.last
+        if start < self.first or (self.last and stop > tail):
+            return None
+        ends = np.concatenate([np.arange(min(self.first, kv_len)), np.arange(max(self.first, tail), kv_len)])
+        return np.tile(ends, (stop - start, 1))
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return self.first + self.last
 
     @property
     def depends_on_kv_len(self) -> bool:  # noqa: D102
