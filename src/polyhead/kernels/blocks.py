@@ -100,7 +100,8 @@ def _each_its_own(call: Call, block: Block, key: Tensor, value: Tensor) -> Tenso
     batch, queries, keys = len(call.query), len(block.keys), _existing(block.keys)
 
     def by_query(x: Tensor) -> Tensor:
-        return x.unflatten(2, (queries, x.shape[2] // queries)).movedim(2, 1).flatten(0, 1)
+        apart: Tensor = x.unflatten(2, (queries, x.shape[2] // queries))
+        return apart.movedim(2, 1).flatten(0, 1)
 
     def positions(x: Tensor) -> Tensor:
         return x.expand(batch, *x.shape[1:]).flatten(0, 1)
@@ -117,7 +118,8 @@ def _each_its_own(call: Call, block: Block, key: Tensor, value: Tensor) -> Tenso
         key_positions=positions(call.key_positions[:, keys]),
     )
     output, _ = stages.attend(own, by_query(key), by_query(value), positions(allowed)[:, None, None])
-    return output.unflatten(0, (batch, queries)).movedim(1, 2).flatten(2, 3)
+    by_sequence: Tensor = output.unflatten(0, (batch, queries))
+    return by_sequence.movedim(1, 2).flatten(2, 3)
 
 
 def _existing(keys: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ are kept between forward and backward, the gathered numbers are not. Queries tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,52 +70,37 @@ def run(call: Call) -> tuple[Tensor, None]:
 
 def _blocks(call: Call) -> Iterator[Block]:
     """Return blocks that hold each query of each head once."""
-    spec = call.case.spec
-    heads: list[int | None] = list(range(spec.num_heads)) if spec.pattern.per_head else [None]
-    for head in heads:
-        whole: list[int] = []
-        for block in _lists(call, head, whole):
-            yield block
-        yield from _whole_rows(call, head, whole)
+    case, pattern = call.case, call.case.spec.pattern
+    heads = range(case.spec.num_heads) if pattern.per_head else [None]
+    first, step = case.kv_len - case.q_len, _queries_at_once(call)
+    for head, start in itertools.product(heads, range(0, case.q_len, step)):
+        stop = min(start + step, case.q_len)
+        keys, every = pattern.neighbours(first + start, first + stop, kv_len=case.kv_len, head=head or 0)
+        lists = torch.from_numpy(keys).to(call.query.device)
+        changes = np.flatnonzero(every[1:] != every[:-1]) + 1
+        for low, high in itertools.pairwise([0, *changes.tolist(), stop - start]):
+            if every[low]:
+                yield from _whole_rows(call, head, start + low, start + high)
+            else:
+                yield Block(slice(start + low, start + high), lists[low:high], head)
 
 
-def _lists(call: Call, head: int | None, whole: list[int]) -> Iterator[Block]:
-    """Return the blocks of all queries that have a list, and note in ``whole`` those that have none."""
+def _queries_at_once(call: Call) -> int:
     spec = call.case.spec
     width = spec.num_maps * spec.qk_head_dim + spec.v_head_dim
-    at_once = _heads(call, head) * len(call.query) * width * max(1, spec.pattern.degree or 0)
-    step = max(1, GATHERED_ELEMENTS // at_once)
-    for start in range(0, call.case.q_len, step):
-        yield from _fitting(call, head, start, min(start + step, call.case.q_len), whole)
+    return max(1, GATHERED_ELEMENTS // max(1, _sequences(call) * width * (spec.pattern.degree or 0)))
 
 
-def _fitting(call: Call, head: int | None, start: int, stop: int, whole: list[int]) -> Iterator[Block]:
-    case = call.case
-    first = case.kv_len - case.q_len
-    keys = case.spec.pattern.neighbours(first + start, first + stop, kv_len=case.kv_len, head=head or 0)
-    if keys is not None:
-        yield Block(slice(start, stop), torch.from_numpy(keys).to(call.query.device), head)
-    elif stop - start == 1:
-        whole.append(start)
-    else:
-        middle = (start + stop) // 2
-        yield from _fitting(call, head, start, middle, whole)
-        yield from _fitting(call, head, middle, stop, whole)
+def _whole_rows(call: Call, head: int | None, start: int, stop: int) -> Iterator[Block]:
+    """Return the blocks of queries that may see all keys, as many together as their scores allow."""
+    step = max(1, ROW_ELEMENTS // max(1, _sequences(call) * call.case.spec.num_maps * call.case.kv_len))
+    for low in range(start, stop, step):
+        yield Block(slice(low, min(low + step, stop)), EVERY, head)
 
 
-def _whole_rows(call: Call, head: int | None, rows: list[int]) -> Iterator[Block]:
-    """Return the blocks of queries that see all keys, consecutive ones together as far as their scores may be."""
-    pairs = _heads(call, head) * len(call.query) * call.case.spec.num_maps * max(1, call.case.kv_len)
-    most = max(1, ROW_ELEMENTS // pairs)
-    start = 0
-    for stop in range(1, len(rows) + 1):
-        if stop == len(rows) or rows[stop] > rows[stop - 1] + 1 or stop - start == most:
-            yield Block(slice(rows[start], rows[stop - 1] + 1), EVERY, head)
-            start = stop
-
-
-def _heads(call: Call, head: int | None) -> int:
-    return call.case.spec.num_heads if head is None else 1
+def _sequences(call: Call) -> int:
+    """Return how many times a query is computed in one block: for each sequence and each head in it."""
+    return len(call.query) * (1 if call.case.spec.pattern.per_head else call.case.spec.num_heads)
 
 
 KERNEL = Kernel("gathered", "each query's own few keys, gathered", refuse, run, pass_over)

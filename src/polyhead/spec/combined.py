@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from polyhead.errors import SpecError
-from polyhead.spec.neighbours import distinct
+from polyhead.spec.neighbours import Neighbours, distinct
 from polyhead.spec.pattern import Full, Pattern
 from polyhead.spec.ranges import KeyRange, Reach, Repeat, merge
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -107,20 +103,16 @@ class AllOf(Combined):
     symbol: ClassVar[str] = "&"
     union: ClassVar[bool] = False
 
-    def neighbours(  # noqa: D102
-        self, start: int, stop: int, *, kv_len: int, head: int = 0
-    ) -> NDArray[np.int64] | None:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
         shortest = min(self.parts, key=_degree)  # alone: a list of another part may be any number of times as long
-        keys = shortest.neighbours(start, stop, kv_len=kv_len, head=head)
-        if keys is None:
-            return None
+        keys, every = shortest.neighbours(start, stop, kv_len=kv_len, head=head)
         queries, seen = np.arange(start, stop)[:, None], keys >= 0
         for part in self.parts:
             if part is not shortest:
                 seen = seen & part.allowed(queries, keys, kv_len=kv_len, head=head)[:, 0]
-        return distinct(np.where(seen, keys, -1))
+        return Neighbours(distinct(np.where(seen, keys, -1)), every)
 
     @property
     def degree(self) -> int | None:  # noqa: D102
@@ -147,18 +139,12 @@ class AnyOf(Combined):
     symbol: ClassVar[str] = "|"
     union: ClassVar[bool] = True
 
-    def neighbours(  # noqa: D102
-        self, start: int, stop: int, *, kv_len: int, head: int = 0
-    ) -> NDArray[np.int64] | None:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
-        lists = []
-        for part in self.parts:
-            keys = part.neighbours(start, stop, kv_len=kv_len, head=head)
-            if keys is None:
-                return None
-            lists.append(keys)
-        return distinct(np.concatenate(lists, axis=-1))
+        parts = [part.neighbours(start, stop, kv_len=kv_len, head=head) for part in self.parts]
+        keys = distinct(np.concatenate([part.keys for part in parts], axis=-1))
+        return Neighbours(keys, np.any([part.every for part in parts], axis=0))
 
     @property
     def degree(self) -> int | None:  # noqa: D102

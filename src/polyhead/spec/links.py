@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import as_int, one_of
-from polyhead.spec.neighbours import distinct
+from polyhead.spec.neighbours import Neighbours, distinct, listed
 from polyhead.spec.pattern import Band, Chunked, Global, Pattern
 from polyhead.spec.ranges import BlockState, KeyRange, clip, merge
 
@@ -79,14 +79,14 @@ class Linked(Pattern):
             layout = merge([layout, Band(right=0).key_ranges(start, stop, kv_len=kv_len)], min)
         return layout
 
-    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> NDArray[np.int64]:  # noqa: D102
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
         queries, size = np.arange(start, stop), self.block or 1
         units = self.links(queries, kv_len=kv_len, head=head)[..., None]
         keys = np.where(units < 0, -1, units * size + np.arange(size)).reshape(len(queries), -1)
         last = np.minimum(queries, kv_len - 1)[:, None] if self._past_only else kv_len - 1
-        return distinct(np.where(keys <= last, keys, -1))
+        return listed(distinct(np.where(keys <= last, keys, -1)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -9,16 +9,12 @@ Patterns combine, see `polyhead.spec.combined`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import Choice, as_int
-from polyhead.spec.neighbours import between
+from polyhead.spec.neighbours import Neighbours, between, unlisted
 from polyhead.spec.ranges import BlockState, KeyRange, Reach, Repeat, band_layout, clip, state_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -57,7 +53,7 @@ class Pattern(Choice):
         """
         raise NotImplementedError
 
-    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> NDArray[np.int64] | None:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:
         """Return the keys that each query at positions ``start`` to ``stop - 1`` sees of keys 0 to ``kv_len - 1``.
 
         Args:
@@ -67,10 +63,10 @@ class Pattern(Choice):
             head: The head, for patterns that differ between heads.
 
         Returns:
-            ``[queries, keys]``, at most `degree` wide: each query's keys, none twice, and -1 where it has no more.
-            None where one of the queries has no such list: where `degree` is None, or the query sees all keys.
+            A list for each query, at most `degree` long, or that it may see any number: all queries where `degree`
+            is None, and those that see everything.
         """
-        return None
+        return unlisted(stop - start)
 
     def block_state(self, queries: tuple[int, int], keys: tuple[int, int], *, kv_len: int, head: int = 0) -> BlockState:
         """Return whether a rectangle of half-open query and key ranges is full, partial or empty."""
@@ -185,13 +181,11 @@ class Band(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
-    def neighbours(  # noqa: D102
-        self, start: int, stop: int, *, kv_len: int, head: int = 0
-    ) -> NDArray[np.int64] | None:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
         if self.left is None or self.right is None:
-            return None
+            return unlisted(stop - start)
         queries = np.arange(start, stop)
         return between(queries - self.left, queries + self.right, kv_len)
 
@@ -269,9 +263,7 @@ class Chunked(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
-    def neighbours(  # noqa: D102
-        self, start: int, stop: int, *, kv_len: int, head: int = 0
-    ) -> NDArray[np.int64]:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
         chunks = np.arange(start, stop) // self.size
@@ -324,11 +316,12 @@ class Global(Pattern):
             raise SpecError("Global(first=0, last=0) makes no token global; give first or last at least 1")
 
     def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
-        def is_global(positions: Any) -> Any:
-            at_start = positions < self.first
-            return at_start | (positions >= kv_len - self.last) if self.last else at_start
+        queries, keys = (self._is_global(positions, kv_len) for positions in (query_positions, key_positions))
+        return queries[..., :, None] | keys[..., None, :]
 
-        return is_global(query_positions)[..., :, None] | is_global(key_positions)[..., None, :]
+    def _is_global(self, positions: Any, kv_len: int) -> Any:
+        at_start = positions < self.first
+        return at_start | (positions >= kv_len - self.last) if self.last else at_start
 
     def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
         tail = kv_len - self.last
@@ -339,16 +332,12 @@ class Global(Pattern):
         ends = [KeyRange(0, self.first, BlockState.FULL), KeyRange(tail, kv_len, BlockState.FULL)]
         return clip([ends[0], *middle, ends[1]], kv_len)
 
-    def neighbours(  # noqa: D102
-        self, start: int, stop: int, *, kv_len: int, head: int = 0
-    ) -> NDArray[np.int64] | None:
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
         import numpy as np
 
-        tail = kv_len - self.last
-        if start < self.first or (self.last and stop > tail):
-            return None
+        queries, tail = np.arange(start, stop), kv_len - self.last
         ends = np.concatenate([np.arange(min(self.first, kv_len)), np.arange(max(self.first, tail), kv_len)])
-        return np.tile(ends, (stop - start, 1))
+        return Neighbours(np.tile(ends, (len(queries), 1)), self._is_global(queries, kv_len))
 
     @property
     def degree(self) -> int:  # noqa: D102
