@@ -22,6 +22,7 @@ from tests.tolerances import assert_close
 DYNAMIC = ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=4))
 LINEAR, CAUSAL_LINEAR = {"weighting": ph.Linear()}, {"weighting": ph.Linear(), "pattern": ph.Causal()}
 MLA = {"storage": "mla"}
+LINKS = {"pattern": ph.RandomLinks(per_query=2, seed=0)}
 
 BIAS = "SDPA takes a bias only as a whole q_len × kv_len matrix for each head"
 PER_QUERY = "each query meets keys rotated by frequencies of its own"
@@ -75,6 +76,23 @@ REFUSALS: dict[str, list[Row]] = {
         ({}, {"weights": True}, "SDPA does not return weights", "plain"),
         ({}, {"q_len": 0}, "there is no query or no key", "plain"),
         ({}, {"kv_len": 0}, "there is no query or no key", "plain"),
+    ],
+    "gathered": [
+        ({}, {}, "its pattern bounds no query's keys, so that there is no short list of them", "dense"),
+        (
+            LINKS,
+            {"dropout": True},
+            "dropout is in the plain kernel alone: the backward pass would have to draw it again",
+            "plain",
+        ),
+        (LINKS, {"weights": True}, "a piece's weights are not kept", "plain"),
+        (
+            {**LINKS, "weighting": ph.Softmax(sink=True)},
+            {"aligned": False},
+            "keys are listed for positions that count on, and these are given",
+            "plain",
+        ),
+        (CAUSAL_LINEAR, {"q_len": 5, "state": True}, "a cache of sums has no keys left to gather", "linear"),
     ],
     "plain": [
         (CAUSAL_LINEAR, {"q_len": 5, "state": True}, "a cache of sums has no keys left to score", "linear"),
@@ -232,9 +250,8 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
     inputs = Inputs.draw(spec(), 0)
     with pytest.raises(ph.UnknownNameError, match="no kernel is called 'dens'; did you mean dense\\?"):
         inputs.attend(torch.float32, kernel="dens")
-    with pytest.raises(
-        ph.UnknownNameError, match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, blockwise, plain"
-    ):
+    names = "auto, linear, absorbed, dense, gathered, tiled, blockwise, plain"
+    with pytest.raises(ph.UnknownNameError, match=f"no kernel is called 'flash'; use one of {names}$"):
         inputs.attend(torch.float32, kernel="flash")
 
 
@@ -251,6 +268,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         "dense: PyTorch's scaled_dot_product_attention",
         "not linear: running sums are linear weighting's alone, not Softmax's",
         "not absorbed: there is no latent in Grouped storage",
+        "not gathered: its pattern bounds no query's keys, so that there is no short list of them",
         "not tiled: the operator behind it is the CPU's, not cuda's",
         "not blockwise: the scores of all queries fit into one block",
         "not plain: it would run, and auto prefers dense",
@@ -261,6 +279,7 @@ def test_explain_reads_as_a_line_for_each_kernel() -> None:
         "not linear: running sums are linear weighting's alone, not Softmax's",
         f"not absorbed: {EXPAND}",
         "not dense: SDPA has no sink",
+        "not gathered: its pattern bounds no query's keys, so that there is no short list of them",
         "not tiled: below 65536 pairs, tiles cost more than they save",
         "not blockwise: the scores of all queries fit into one block",
     ]
