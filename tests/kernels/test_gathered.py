@@ -23,7 +23,7 @@ BIGBIRD = ph.BigBird(radius=1, num_global=2, num_random=3)
 by_choices = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
 
-@pytest.fixture(params=[10, 400], ids=["a query at a time", "some queries"])
+@pytest.fixture(params=[10, 1000], ids=["a query at a time", "some queries"])
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathered, "GATHERED_ELEMENTS", request.param)
     monkeypatch.setattr(gathered, "ROW_ELEMENTS", request.param)
@@ -45,15 +45,18 @@ def check(inputs: Inputs) -> None:
         assert_close(ours[name], expected, torch.float64, what=name)
 
 
-@by_choices
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("pattern", LISTED.values(), ids=LISTED)
-def test_lists_give_what_the_score_matrix_gives(
-    choices: dict[str, Any], pattern: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gathered, "GATHERED_ELEMENTS", 400)
-    monkeypatch.setattr(gathered, "ROW_ELEMENTS", 40)
+def test_every_pattern_gives_what_the_score_matrix_gives(pattern: Any) -> None:
+    check(Inputs.draw(spec("gqa", pattern=pattern(SIZES), **CAPPED), 1, q_len=9, kv_len=9))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@by_choices
+@pytest.mark.parametrize("name", ["links", "links-per-head", "bigbird-and-causal", "global-last"])
+def test_every_stack_gives_what_the_score_matrix_gives(choices: dict[str, Any], name: str) -> None:
     for storage, q_len, kv_len in [("gqa", 9, 9), ("mla", 4, 10)]:
-        whole = spec(storage, **{**choices, "pattern": pattern(SIZES)})
+        whole = spec(storage, **{**choices, "pattern": LISTED[name](SIZES)})
         inputs = Inputs.draw(whole, q_len, q_len=q_len, kv_len=kv_len)
         check(inputs.giving(key_mask=np.random.default_rng(1).random((2, kv_len)) < 0.7))
 
