@@ -22,6 +22,7 @@ from tests.tolerances import assert_close
 DYNAMIC = ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=4))
 LINEAR, CAUSAL_LINEAR = {"weighting": ph.Linear()}, {"weighting": ph.Linear(), "pattern": ph.Causal()}
 MLA = {"storage": "mla"}
+LINKS = {"pattern": ph.RandomLinks(per_query=2, seed=0)}
 
 BIAS = "SDPA takes a bias only as a whole q_len × kv_len matrix for each head"
 PER_QUERY = "each query meets keys rotated by frequencies of its own"
@@ -78,6 +79,23 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "flex": [  # on a GPU it refuses more, see test_flex
         ({}, {}, "FlexAttention is for GPUs here, not cpu: on the CPU tiles do better", "dense"),
+    ],
+    "gathered": [
+        ({}, {}, "its pattern bounds no query's keys, so that there is no short list of them", "dense"),
+        (
+            LINKS,
+            {"dropout": True},
+            "dropout is in the plain kernel alone: the backward pass would have to draw it again",
+            "plain",
+        ),
+        (LINKS, {"weights": True}, "a piece's weights are not kept", "plain"),
+        (
+            {**LINKS, "weighting": ph.Softmax(sink=True)},
+            {"aligned": False},
+            "keys are listed for positions that count on, and these are given",
+            "plain",
+        ),
+        (CAUSAL_LINEAR, {"q_len": 5, "state": True}, "a cache of sums has no keys left to gather", "linear"),
     ],
     "plain": [
         (CAUSAL_LINEAR, {"q_len": 5, "state": True}, "a cache of sums has no keys left to score", "linear"),
@@ -235,10 +253,8 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
     inputs = Inputs.draw(spec(), 0)
     with pytest.raises(ph.UnknownNameError, match="no kernel is called 'dens'; did you mean dense\\?"):
         inputs.attend(torch.float32, kernel="dens")
-    with pytest.raises(
-        ph.UnknownNameError,
-        match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, flex, tiled, blockwise, plain",
-    ):
+    names = "auto, linear, absorbed, dense, flex, gathered, tiled, blockwise, plain"
+    with pytest.raises(ph.UnknownNameError, match=f"no kernel is called 'flash'; use one of {names}$"):
         inputs.attend(torch.float32, kernel="flash")
 
 
@@ -257,6 +273,7 @@ def test_explain_reads_as_a_line_for_each_kernel(monkeypatch: pytest.MonkeyPatch
         "not linear: running sums are linear weighting's alone, not Softmax's",
         "not absorbed: there is no latent in Grouped storage",
         "not flex: below 65536 pairs, listing blocks costs more than it saves",
+        "not gathered: its pattern bounds no query's keys, so that there is no short list of them",
         "not tiled: the operator behind it is the CPU's, not cuda's",
         "not blockwise: the scores of all queries fit into one block",
         "not plain: it would run, and auto prefers dense",
@@ -268,6 +285,7 @@ def test_explain_reads_as_a_line_for_each_kernel(monkeypatch: pytest.MonkeyPatch
         f"not absorbed: {EXPAND}",
         "not dense: SDPA has no sink",
         "not flex: FlexAttention is for GPUs here, not cpu: on the CPU tiles do better",
+        "not gathered: its pattern bounds no query's keys, so that there is no short list of them",
         "not tiled: below 65536 pairs, tiles cost more than they save",
         "not blockwise: the scores of all queries fit into one block",
     ]

@@ -7,18 +7,14 @@ differential weighting, or keys that each query turns by frequencies of its own.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from polyhead.kernels import stages
-from polyhead.kernels.common import EVERY, Call, Case, Kernel, allowed_pairs, keys_and_values
-from polyhead.kernels.pieces import Part, Piece, Plan, piecewise
-from polyhead.spec import Alibi, AttentionSpec, Full, Grouped, Rotary
+from polyhead.kernels.blocks import Block, in_blocks
+from polyhead.kernels.common import Call, Case, Kernel
+from polyhead.spec import AttentionSpec, Rotary
 from polyhead.spec.ranges import BlockState, KeyRange, clip, merge
 
 BLOCK_ELEMENTS = 2**20
@@ -29,14 +25,6 @@ BLOCK_COST = 2**16
 
 MOST_VAIN = 1.25
 """How many times the keys that are seen a block reads at most, to read them where they lie."""
-
-
-class Block(NamedTuple):
-    """Consecutive queries, of all heads or of one, and the keys that some of them see."""
-
-    rows: slice
-    keys: slice | Tensor
-    head: int | None
 
 
 def refuse(case: Case) -> str | None:
@@ -61,81 +49,7 @@ def pass_over(case: Case) -> str | None:
 
 def run(call: Call) -> tuple[Tensor, None]:
     """Compute block after block; see `Kernel.run`."""
-    spec, batch = call.case.spec, call.query.shape[0]
-    tensors = {"query": call.query, **dict(zip(("key", "value"), keys_and_values(call), strict=True))}
-    tensors |= {name: x for name, x in call.params.items() if name not in ("w_uk", "w_uv")}  # these are used by now
-    blocks = list(_blocks(call))
-    plan = Plan(
-        num_pieces=len(blocks),
-        piece=lambda number: _piece(call, tuple(tensors), blocks[number]),
-        shape=(batch, spec.num_heads, call.case.q_len, spec.v_head_dim),
-        dtype=call.case.dtype,
-    )
-    return piecewise(plan, tuple(tensors.values())), None
-
-
-def _piece(call: Call, names: tuple[str, ...], block: Block) -> Piece:
-    spec = call.case.spec
-    parts: dict[str, Part] = dict.fromkeys(names, ())
-    parts |= {
-        "query": (EVERY, EVERY, block.rows),
-        "key": (EVERY, EVERY, block.keys),
-        "value": (EVERY, EVERY, block.keys),
-    }
-    output: Part = (EVERY, EVERY, block.rows)
-    if block.head is not None:
-        parts |= {name: part for name, part in _parts_of_head(spec, block, block.head).items() if name in parts}
-        output = (EVERY, slice(block.head, block.head + 1), block.rows)
-        spec = _of_head(spec, block.head)
-    case = dataclasses.replace(call.case, spec=spec)
-    return Piece(tuple(parts.values()), output, functools.partial(_attend, call, case, block, names))
-
-
-def _attend(call: Call, case: Case, block: Block, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor]:
-    """Return the output of a block from its tensors."""
-    given = dict(zip(names, tensors, strict=True))
-    query, key, value = (given.pop(name) for name in ("query", "key", "value"))
-    allowed = allowed_pairs(call, block.rows, block.keys, block.head)
-    own = dataclasses.replace(
-        call,
-        case=case,
-        query=query,
-        params=given,
-        query_positions=call.query_positions[:, block.rows],
-        key_positions=call.key_positions[:, block.keys],
-    )
-    return (stages.attend(own, key, value, allowed)[0],)
-
-
-def _of_head(spec: AttentionSpec, head: int) -> AttentionSpec:
-    """Return the mechanism of one head alone, but for its pattern."""
-    one: dict[str, Any] = {"num_heads": 1, "num_kv_heads": 1} if isinstance(spec.storage, Grouped) else {"num_heads": 1}
-    position = spec.position
-    if isinstance(position, Alibi):
-        position = Alibi(slopes=(position.head_slopes(spec.num_heads)[head],))
-    storage = dataclasses.replace(spec.storage, **one)
-    return dataclasses.replace(spec, storage=storage, position=position, pattern=Full())
-
-
-def _parts_of_head(spec: AttentionSpec, block: Block, head: int) -> dict[str, Part]:
-    """Return which part of each tensor is one head's."""
-    query_maps, key_maps = zip(*(spec.map_of(head, index) for index in range(spec.num_maps)), strict=True)
-    one, kv_head = slice(head, head + 1), head // spec.group_size
-    return {
-        "query": (EVERY, _stepping(query_maps), block.rows),
-        "key": (EVERY, _stepping(key_maps), block.keys),
-        "value": (EVERY, slice(kv_head, kv_head + 1), block.keys),
-        "bias_table": (EVERY, one),
-        "sinks": (one,),
-    }
-
-
-def _stepping(maps: Sequence[int]) -> slice:
-    """Return one or two places as a slice."""
-    return slice(maps[0], maps[-1] + 1, max(1, maps[-1] - maps[0]))
-
-
-# --- blocks
+    return in_blocks(call, list(_blocks(call))), None
 
 
 def _blocks(call: Call) -> Iterator[Block]:

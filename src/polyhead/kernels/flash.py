@@ -27,6 +27,9 @@ KEYS_AT_ONCE = 4096
 """Keys whose gradients a backward step forms beside those it adds them to."""
 
 
+Part = Literal["whole", "first", "more"]
+
+
 class Tile(NamedTuple):
     """Consecutive queries and the keys that some of them meet; or several such, one after the other, of one shape.
 
@@ -52,7 +55,7 @@ class Tile(NamedTuple):
     times: int = 1
     causal: bool = False
     unit: int = 1
-    part: Literal["whole", "first", "more"] = "whole"
+    part: Part = "whole"
 
 
 Tiles = Callable[[Tensor | None], Iterator[Tile]]
@@ -258,23 +261,24 @@ def _turned(x: Tensor, tile: Tile) -> Tensor:
 def _met(x: Tensor, tile: Tile, num_heads: int) -> Tensor:
     """Return the rows of a tile's keys; where each head has its own, of every query head."""
     if isinstance(tile.keys, Tensor):
-        places = _places(x, tile, num_heads)
+        places = _places(x, tile, tile.keys, num_heads)
         rows = x.reshape(-1, tile.unit * x.shape[-1]).index_select(0, places.flatten())
         return rows.view(*places.shape[:2], -1, x.shape[-1])
     pieces = list(_ranges(x, tile))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
-def _places(x: Tensor, tile: Tile, num_heads: int) -> Tensor:
+def _places(x: Tensor, tile: Tile, runs: Tensor, num_heads: int) -> Tensor:
     """Return the places of a tile's runs among all runs of ``x``, ``[batch or times, num_heads, count]``."""
     batch, kv_heads, kv_len = x.shape[:3]
     heads = torch.arange(num_heads, device=x.device) // (num_heads // kv_heads)
     before = torch.arange(batch, device=x.device)[:, None] * kv_heads + heads
-    return before[..., None] * (kv_len // tile.unit) + tile.keys
+    return before[..., None] * (kv_len // tile.unit) + runs
 
 
 def _ranges(x: Tensor, tile: Tile) -> Iterator[Tensor]:
     """Yield each range of keys, a view; those of several tiles overlap where tiles see the same keys."""
+    assert not isinstance(tile.keys, Tensor)
     for index, some in enumerate(tile.keys):
         rows = x[:, :, some]
         if tile.times == 1:
@@ -289,7 +293,7 @@ def _add(total: Tensor, grad: Tensor, tile: Tile, num_heads: int) -> None:
     if isinstance(tile.keys, Tensor):
         width = tile.unit * total.shape[-1]
         total.view(-1, width).index_add_(
-            0, _places(total, tile, num_heads).flatten(), grad.reshape(-1, width).to(total.dtype)
+            0, _places(total, tile, tile.keys, num_heads).flatten(), grad.reshape(-1, width).to(total.dtype)
         )
         return
     for index in range(tile.times):

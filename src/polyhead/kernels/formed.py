@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyhead.kernels.common import EVERY, Call, allowed_pairs
-from polyhead.kernels.flash import Tile, joins_exactly
+from polyhead.kernels.flash import Part, Tile, joins_exactly
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Pattern, RelativeBias
 from polyhead.spec.ranges import BlockState, KeyRange
@@ -52,53 +52,48 @@ def formed(call: Call, heads: range) -> Iterator[Tile]:
 
 
 def _units(call: Call) -> Pattern | None:
-    """Return the pattern of whole runs of tokens, where heads differ and no run of queries sees a part of one."""
+    """Return the pattern of whole runs of tokens, where heads differ and each run of queries sees few, and no part."""
     case, pattern = call.case, call.case.spec.pattern
     size = pattern.unit
     if not _apart(call) or size < ROWS // 4 or (case.kv_len - case.q_len) % size:
         return None
-    return pattern.in_units(size, kv_len=case.kv_len)
+    units = pattern.in_units(size, kv_len=case.kv_len)
+    return None if units is None or units.degree is None else units
 
 
 def _by_unit(call: Call, heads: range, units: Pattern) -> Iterator[Tile]:
     case, size = call.case, call.case.spec.pattern.unit
     num_units = -(-case.kv_len // size)
     first = (case.kv_len - case.q_len) // size
-    at_once = max(1, MASK_ELEMENTS // (len(heads) * num_units))
+    at_once = max(1, MASK_ELEMENTS // (len(heads) * (units.degree or 1)))
     for start in range(first, num_units, at_once):
-        queries = np.arange(start, min(start + at_once, num_units))
-        seen = np.stack([units.allowed(queries, np.arange(num_units), kv_len=num_units, head=head) for head in heads])
-        counts = seen.sum(axis=-1)
-        keys = np.zeros((counts.max(initial=0), *counts.shape), dtype=np.int64)  # what stands for no key is masked
-        head, query, key = seen.nonzero()
-        keys[np.arange(len(key)) - (counts.cumsum() - counts.flatten()).repeat(counts.flatten()), head, query] = key
-        most = counts.max(axis=0)
-        usual = most[most <= 2 * np.median(most)].max()
-        for index, unit in enumerate((queries - first).tolist()):
+        stop = min(start + at_once, num_units)
+        lists = [units.neighbours(start, stop, kv_len=num_units, head=head) for head in heads]
+        width = max(own.keys.shape[1] for own in lists)
+        keys = np.stack(
+            [np.pad(own.keys, ((0, 0), (0, width - own.keys.shape[1])), constant_values=-1) for own in lists]
+        )
+        for index, unit in enumerate(range(start - first, stop - first)):
             rows = slice(unit * size, min((unit + 1) * size, case.q_len))
-            if counts[:, index].min() == num_units:
+            if lists[0].every[index]:  # of no head in particular: global tokens are those of all heads
                 yield Tile(rows, (slice(0, case.kv_len),), _mask(call, rows, heads, [EVERY], None, partial=False))
-            elif most[index]:
-                width = max(most[index], usual) if most[index] <= usual else most[index]
-                yield _gathered(call, rows, heads, keys[:width, :, index].T, counts[:, index], num_units)
+            elif (keys[:, index] >= 0).any():
+                yield _gathered(call, rows, heads, keys[:, index], num_units)
             else:
                 yield Tile(rows, ())
 
 
-def _gathered(
-    call: Call, queries: slice, heads: range, units: NDArray[np.int64], counts: NDArray[np.int64], num_units: int
-) -> Tile:
-    """Return a tile whose heads each see runs of keys of their own, ``[heads, most]``, of which some are there."""
+def _gathered(call: Call, queries: slice, heads: range, units: NDArray[np.int64], num_units: int) -> Tile:
+    """Return a tile whose heads each see runs of keys of their own, ``[heads, most]``; -1 is none."""
     case, size = call.case, call.case.spec.pattern.unit
-    numbers = torch.from_numpy((units[..., None] * size + np.arange(size)).reshape(len(units), -1))
+    runs = np.maximum(units, 0)
+    numbers = torch.from_numpy((runs[..., None] * size + np.arange(size)).reshape(len(units), -1))
     there = None
-    ragged = case.kv_len % size and (units == num_units - 1).any()
-    if ragged or counts.min() < units.shape[1]:
-        is_run = torch.from_numpy(np.arange(units.shape[1]) < counts[:, None])
-        there = is_run.repeat_interleave(size, dim=1) & (numbers < case.kv_len)
+    if units.min() < 0 or (case.kv_len % size and units.max() == num_units - 1):
+        there = torch.from_numpy(units >= 0).repeat_interleave(size, dim=1) & (numbers < case.kv_len)
         numbers = numbers.clamp(max=case.kv_len - 1)
     mask = _mask(call, queries, heads, list(numbers), there, partial=False)
-    return Tile(queries, torch.from_numpy(units.copy())[None], mask, unit=size)
+    return Tile(queries, torch.from_numpy(runs)[None], mask, unit=size)
 
 
 def _tiles(call: Call, queries: slice, heads: range, made: dict[Any, Tensor | None]) -> list[Tile]:
@@ -115,10 +110,10 @@ def _tiles(call: Call, queries: slice, heads: range, made: dict[Any, Tensor | No
     for index, group in enumerate(groups):
         keys = tuple(slice(start, stop) for start, stop in _joined(group))
         if name is None or (index, name) not in made:
-            numbers = keys[0] if len(keys) == 1 else torch.cat([torch.arange(k.start, k.stop) for k in keys])
+            places = keys[0] if len(keys) == 1 else torch.cat([torch.arange(k.start, k.stop) for k in keys])
             partial = any(some.state is BlockState.PARTIAL for some in group)
-            made[index, name] = _mask(call, queries, heads, [numbers], None, partial=partial)
-        part = "whole" if len(groups) == 1 else "more" if index else "first"
+            made[index, name] = _mask(call, queries, heads, [places], None, partial=partial)
+        part: Part = "whole" if len(groups) == 1 else "more" if index else "first"
         tiles.append(Tile(queries, keys, made[index, name], part=part))
     return tiles
 
@@ -239,7 +234,7 @@ def _bias(call: Call, queries: slice, heads: range, keys: list[slice | Tensor]) 
     """Return the bias of some pairs, ``[batch or 1, heads, queries, keys]``."""
     spec, query_positions = call.case.spec, call.query_positions[:, queries]
     dtype = torch.promote_types(call.case.dtype, torch.float32)
-    found = []
+    found: list[Tensor] = []
     for some in keys:
         own = heads if len(keys) == 1 else range(heads[len(found)], heads[len(found)] + 1)
         key_positions = call.key_positions[:, some]

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from polyhead.errors import UnsupportedError, unknown_name
-from polyhead.kernels import absorbed, blockwise, dense, flex, linear, plain, tiled
+from polyhead.kernels import absorbed, blockwise, dense, flex, gathered, linear, plain, tiled
 from polyhead.kernels.common import Case, Kernel
 from polyhead.spec import AttentionSpec
 
@@ -16,6 +16,7 @@ KERNELS: tuple[Kernel, ...] = (
     absorbed.KERNEL,
     dense.KERNEL,
     flex.KERNEL,
+    gathered.KERNEL,
     tiled.KERNEL,
     blockwise.KERNEL,
     plain.KERNEL,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from polyhead.errors import SpecError
+from polyhead.spec.neighbours import Neighbours, distinct
 from polyhead.spec.pattern import Full, Pattern
 from polyhead.spec.ranges import KeyRange, Reach, Repeat, merge
 
@@ -107,6 +108,21 @@ class AllOf(Combined):
     symbol: ClassVar[str] = "&"
     union: ClassVar[bool] = False
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        shortest = min(self.parts, key=_degree)  # alone: a list of another part may be any number of times as long
+        keys, every = shortest.neighbours(start, stop, kv_len=kv_len, head=head)
+        queries, seen = np.arange(start, stop)[:, None], keys >= 0
+        for part in self.parts:
+            if part is not shortest:
+                seen = seen & part.allowed(queries, keys, kv_len=kv_len, head=head)[:, 0]
+        return Neighbours(distinct(np.where(seen, keys, -1)), every)
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        return min(self.parts, key=_degree).degree
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return any(part.is_causal for part in self.parts)
@@ -128,6 +144,18 @@ class AnyOf(Combined):
     symbol: ClassVar[str] = "|"
     union: ClassVar[bool] = True
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        parts = [part.neighbours(start, stop, kv_len=kv_len, head=head) for part in self.parts]
+        keys = distinct(np.concatenate([part.keys for part in parts], axis=-1))
+        return Neighbours(keys, np.any([part.every for part in parts], axis=0))
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        degrees = [part.degree for part in self.parts if part.degree is not None]
+        return sum(degrees) if len(degrees) == len(self.parts) else None
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return all(part.is_causal for part in self.parts)
@@ -138,6 +166,10 @@ class AnyOf(Combined):
         if None in lefts:
             return Reach(left=None)
         return Reach(left=max(left for left in lefts if left is not None), first=max(p.reach.first for p in self.parts))
+
+
+def _degree(pattern: Pattern) -> float:
+    return math.inf if pattern.degree is None else pattern.degree
 
 
 def _merge_pairs(patterns: Sequence[Pattern], *, union: bool) -> list[Pattern]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import as_int, one_of
+from polyhead.spec.neighbours import Neighbours, distinct, listed
 from polyhead.spec.pattern import Band, Chunked, Global, Pattern
 from polyhead.spec.ranges import BlockState, KeyRange, clip, merge
 
@@ -83,6 +84,15 @@ class Linked(Pattern):
             layout = merge([layout, Band(right=0).key_ranges(start, stop, kv_len=kv_len)], min)
         return layout
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        queries, size = np.arange(start, stop), self.block or 1
+        units = self.links(queries, kv_len=kv_len, head=head)[..., None]
+        keys = np.where(units < 0, -1, units * size + np.arange(size)).reshape(len(queries), -1)
+        last = np.minimum(queries, kv_len - 1)[:, None] if self._past_only else kv_len - 1
+        return listed(distinct(np.where(keys <= last, keys, -1)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class RandomLinks(Linked):
@@ -123,6 +133,10 @@ class RandomLinks(Linked):
         width = (draw + 1) * choices // self.per_query - low
         noise = _hash(self.seed, head, queries, draw)
         return np.where(width > 0, low + (noise % np.maximum(width, 1).astype(np.uint64)).astype(np.int64), -1)
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return self.per_query * (self.block or 1)
 
     @property
     def _past_only(self) -> bool:
@@ -169,12 +183,19 @@ class Links(Linked):
         import numpy as np
 
         rows: Sequence[Sequence[int]] = self.table[head if self.per_head else 0]
-        width = max((len(row) for row in rows), default=0)
-        padded = np.full((len(rows) + 1, width), -1, dtype=np.int64)  # the last row: no links
-        for index, row in enumerate(rows):
-            padded[index, : len(row)] = row
         queries = _to_numpy(query_positions) // (self.block or 1)
-        return padded[np.where((queries < 0) | (queries >= len(rows)), len(rows), queries)]
+        first = max(0, queries.min(initial=len(rows)))
+        asked = rows[first : max(0, queries.max(initial=-1) + 1)]
+        width = max((len(row) for row in asked), default=0)
+        padded = np.full((len(asked) + 1, width), -1, dtype=np.int64)  # the last row: no links
+        for index, row in enumerate(asked):
+            padded[index, : len(row)] = row
+        outside = (queries < 0) | (queries >= len(rows))
+        return padded[np.where(outside, len(asked), queries - first)]
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return max((len(row) for rows in self.table for row in rows), default=0) * (self.block or 1)
 
     @property
     def is_causal(self) -> bool:  # noqa: D102

@@ -2,7 +2,8 @@
 
 Every reader of a pattern (oracle, kernels, cost, pictures) reads these two methods, so they cannot disagree:
 ``allowed`` answers for each pair, ``key_ranges`` for a block of consecutive queries, without listing its pairs.
-A third, ``reach``, says what a cache may forget. Patterns combine, see `polyhead.spec.combined`.
+A third, ``reach``, says what a cache may forget, and ``neighbours`` lists each query's keys, where they are few.
+Patterns combine, see `polyhead.spec.combined`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 from polyhead.errors import SpecError
 from polyhead.spec.choice import Choice, as_int
+from polyhead.spec.neighbours import Neighbours, between, unlisted
 from polyhead.spec.ranges import BlockState, KeyRange, Reach, Repeat, band_layout, clip, state_of
 
 
@@ -51,6 +53,21 @@ class Pattern(Choice):
         """
         raise NotImplementedError
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:
+        """Return the keys that each query at positions ``start`` to ``stop - 1`` sees of keys 0 to ``kv_len - 1``.
+
+        Args:
+            start: First query position.
+            stop: One past the last; at least ``start + 1``.
+            kv_len: Number of keys.
+            head: The head, for patterns that differ between heads.
+
+        Returns:
+            A list for each query, at most `degree` long, or that it may see any number: all queries where `degree`
+            is None, and those that see everything.
+        """
+        return unlisted(stop - start)
+
     def block_state(self, queries: tuple[int, int], keys: tuple[int, int], *, kv_len: int, head: int = 0) -> BlockState:
         """Return whether a rectangle of half-open query and key ranges is full, partial or empty."""
         return state_of(self.key_ranges(*queries, kv_len=kv_len, head=head), *keys)
@@ -69,6 +86,11 @@ class Pattern(Choice):
     def reach(self) -> Reach:
         """How far back a query looks: what a cache must keep of a causal pattern. Not bounded, unless overridden."""
         return Reach(left=None)
+
+    @property
+    def degree(self) -> int | None:
+        """How many keys a query sees at most, whatever the length, but for a few queries that see all. None: any."""
+        return None
 
     @property
     def unit(self) -> int:
@@ -171,6 +193,18 @@ class Band(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        if self.left is None or self.right is None:
+            return unlisted(stop - start)
+        queries = np.arange(start, stop)
+        return between(queries - self.left, queries + self.right, kv_len)
+
+    @property
+    def degree(self) -> int | None:  # noqa: D102
+        return None if self.left is None or self.right is None else self.left + 1 + self.right
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return self.right == 0
@@ -241,6 +275,16 @@ class Chunked(Pattern):
 
         return band_layout(seen(start), seen(stop - 1), kv_len)
 
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        chunks = np.arange(start, stop) // self.size
+        return between((chunks - self.left) * self.size, (chunks + self.right + 1) * self.size - 1, kv_len)
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return (self.left + 1 + self.right) * self.size
+
     @property
     def is_causal(self) -> bool:  # noqa: D102
         return self.size == 1 and self.right == 0
@@ -289,11 +333,12 @@ class Global(Pattern):
             raise SpecError("Global(first=0, last=0) makes no token global; give first or last at least 1")
 
     def allowed(self, query_positions: Any, key_positions: Any, *, kv_len: int, head: int = 0) -> Any:  # noqa: D102
-        def is_global(positions: Any) -> Any:
-            at_start = positions < self.first
-            return at_start | (positions >= kv_len - self.last) if self.last else at_start
+        queries, keys = (self._is_global(positions, kv_len) for positions in (query_positions, key_positions))
+        return queries[..., :, None] | keys[..., None, :]
 
-        return is_global(query_positions)[..., :, None] | is_global(key_positions)[..., None, :]
+    def _is_global(self, positions: Any, kv_len: int) -> Any:
+        at_start = positions < self.first
+        return at_start | (positions >= kv_len - self.last) if self.last else at_start
 
     def key_ranges(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> list[KeyRange]:  # noqa: D102
         tail = kv_len - self.last
@@ -303,6 +348,17 @@ class Global(Pattern):
         middle = [KeyRange(self.first, tail, BlockState.PARTIAL)] if start < self.first or touches_tail else []
         ends = [KeyRange(0, self.first, BlockState.FULL), KeyRange(tail, kv_len, BlockState.FULL)]
         return clip([ends[0], *middle, ends[1]], kv_len)
+
+    def neighbours(self, start: int, stop: int, *, kv_len: int, head: int = 0) -> Neighbours:  # noqa: D102
+        import numpy as np
+
+        queries, tail = np.arange(start, stop), kv_len - self.last
+        ends = np.concatenate([np.arange(min(self.first, kv_len)), np.arange(max(self.first, tail), kv_len)])
+        return Neighbours(np.tile(ends, (len(queries), 1)), self._is_global(queries, kv_len))
+
+    @property
+    def degree(self) -> int:  # noqa: D102
+        return self.first + self.last
 
     @property
     def depends_on_kv_len(self) -> bool:  # noqa: D102
