@@ -24,7 +24,11 @@ CHOICES = {
 CAPPED = {"weighting": ph.Softmax(softcap=5.0)}
 SIZES = Sizes(num_heads=4, width=8, v_width=None, seed=3)
 by_choices = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-by_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+EVERY_PAIR = [
+    pytest.param(choices, pattern, id=f"{name}-{kind}", marks=pytest.mark.slow if (i + j) % 4 else ())
+    for i, (name, choices) in enumerate(CHOICES.items())
+    for j, (kind, pattern) in enumerate(PATTERNS.items())
+]
 HEADS = {"heads together": 10**6, "head by head": 0}
 
 
@@ -49,8 +53,7 @@ def check(inputs: Inputs) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@by_choices
-@by_pattern
+@pytest.mark.parametrize(("choices", "pattern"), EVERY_PAIR)
 def test_blocks_give_what_the_score_matrix_gives(choices: dict[str, Any], pattern: Any) -> None:
     for storage, q_len, kv_len in [("gqa", 9, 9), ("mla", 4, 10)]:
         whole = spec(storage, **{**choices, "pattern": pattern(SIZES)})
