@@ -233,7 +233,8 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
     with pytest.raises(ph.UnknownNameError, match="no kernel is called 'dens'; did you mean dense\\?"):
         inputs.attend(torch.float32, kernel="dens")
     with pytest.raises(
-        ph.UnknownNameError, match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, blockwise, plain"
+        ph.UnknownNameError,
+        match="no kernel is called 'flash'; use one of auto, linear, absorbed, dense, tiled, blockwise, plain",
     ):
         inputs.attend(torch.float32, kernel="flash")
 

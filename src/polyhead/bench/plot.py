@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from polyhead.bench.records import Record
+from polyhead.bench.records import Record, Row
 from polyhead.errors import UnsupportedError, require_extra
 from polyhead.files import write_whole
 
@@ -26,6 +26,11 @@ def check_plot(path: Path | None = None) -> None:
     require_extra("matplotlib", "plot", "a plot")
 
 
+def grown(record: Record) -> list[Row]:
+    """Return the rows that were timed at several lengths."""
+    return [row for row in record.rows if row.exponent is not None]
+
+
 def draw(record: Record, path: Path | None = None) -> Any:
     """Draw the cases that were timed at several lengths.
 
@@ -41,7 +46,7 @@ def draw(record: Record, path: Path | None = None) -> Any:
         UnsupportedError: If the file's ending is another, or no case was timed at several lengths.
     """
     check_plot(path)
-    rows = [row for row in record.rows if row.exponent is not None]
+    rows = grown(record)
     if not rows:
         raise UnsupportedError("there is no growth to draw: no case was timed at two lengths or more")
     from matplotlib.figure import Figure

@@ -23,7 +23,12 @@ COMMANDS = {
 }
 """Each command and its line in the help, here so that the help imports none of them."""
 
-EXTRAS = {"torch": ("torch",), "hf": ("torch", "transformers", "gguf", "accelerate"), "plot": ("matplotlib",)}
+EXTRAS = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers", "gguf", "accelerate"),
+    "plot": ("matplotlib",),
+    "bench": ("transformers", "matplotlib", "x-transformers", "fla-core"),
+}
 """The packages whose presence makes an extra."""
 
 
