@@ -45,6 +45,9 @@ def check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         return
     path = path.resolve()
+    nearest = next(folder for folder in path.parents if folder.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is no folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass

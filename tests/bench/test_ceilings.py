@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -26,29 +27,31 @@ def test_both_rates_are_measured(dtype: str) -> None:
 
 
 def test_the_quickest_turn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of 256 take 1 s at best, which is long enough, and reads 2 s."""
     taken = itertools.cycle([9.0, 1.0, 5.0])
-    monkeypatch.setattr(ceilings, "seconds_of", lambda run: next(taken) * (2 if run.__name__ == "sum" else 1))
-
-    class Multiply:
-        __name__ = "multiply"
-
-        def __init__(self, *given: Any) -> None:
-            pass
-
-    monkeypatch.setattr(ceilings.functools, "partial", Multiply)
+    monkeypatch.setattr(ceilings, "seconds_of", lambda run: next(taken))
     found = measure_ceilings(threads=1, seconds=1e-9)
-    assert (found.flops, found.read_bytes) == (2 * 256**3, READ_BYTES / 2)
+    assert (found.flops, found.read_bytes) == (2 * 256**3, READ_BYTES)
 
 
-def test_matrices_grow_until_a_product_takes_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "_quickest", lambda run, seconds: run().numel() / 1e8)
-    assert ceilings._product_rate(torch.float32, 1.0) == pytest.approx(2 * 2048**3 / (2048**2 / 1e8))
+@pytest.mark.parametrize(("waiting", "size"), [(0.0, 2048), (0.016, 2048), (1.0, 256)])
+def test_small_products_that_are_kept_waiting_give_way_to_larger_ones(
+    monkeypatch: pytest.MonkeyPatch, waiting: float, size: int
+) -> None:
+    """A product takes what it computes, 1e11 operations a second, and what it is kept waiting."""
+
+    def quickest(run: functools.partial[torch.Tensor], *limits: float, **given: int) -> float:
+        return 2 * len(run.args[0]) ** 3 / 1e11 + waiting
+
+    monkeypatch.setattr(ceilings, "_quickest", quickest)
+    expected = 2 * size**3 / (2 * size**3 / 1e11 + waiting)
+    assert ceilings._product_rate(torch.float32, 5.0) == pytest.approx(expected)
 
 
 def test_threads_are_given_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(ceilings, "_quickest", lambda run, seconds: seen.append(torch.get_num_threads()) or 1.0)
+    monkeypatch.setattr(
+        ceilings, "_quickest", lambda run, *limits, **given: seen.append(torch.get_num_threads()) or 1.0
+    )
     before = torch.get_num_threads()
     assert measure_ceilings(threads=before + 1).threads == before + 1
     assert set(seen) == {before + 1}

@@ -354,5 +354,5 @@ def test_names_are_told_apart_and_peers_and_targets_exist() -> None:
     assert len({one.name for one in CASES}) == len(CASES)
     for one in CASES:
         assert set(one.peers) <= set(PEERS)
-        assert {target.against for target in one.targets} <= {*one.peers, "exponent"}
+        assert {target.against for target in one.targets} <= {*one.peers, "exponent", "memory"}
         assert not one.lengths or one.length in one.lengths

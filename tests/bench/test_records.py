@@ -86,7 +86,7 @@ def test_what_was_never_quiet_is_named_in_one_note(record: Record) -> None:
     slow = Turns({"ours": (1.0, 2.0)}, "ours")
     rows = (dataclasses.replace(record.rows[0], turns=slow), dataclasses.replace(record.rows[1], sweep=slow))
     notes = dataclasses.replace(record, rows=rows, load=None).notes()
-    assert [note for note in notes if "quiet" in note][0].startswith(
+    assert next(note for note in notes if "quiet" in note).startswith(
         "fewer than five turns were quiet, and the quickest are shown: full, window"
     )
 

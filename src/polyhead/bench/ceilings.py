@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """The dtypes that matrices are multiplied in, and cases timed."""
 
-SMALLEST, LARGEST = 256, 4096
+SMALLEST, LARGEST = 256, 2048
 """Rows and columns of the matrices multiplied."""
-
-LONG_ENOUGH = 0.02
-"""Seconds from which a product is long enough; half precision without its instructions reaches them at the smallest."""
 
 READ_BYTES = 2**28
 """Bytes read: past the largest caches."""
@@ -59,7 +56,7 @@ class Ceilings:
         return f"{products}; reads of memory: {self.read_bytes / 1e9:.1f} GB/s"
 
 
-def measure_ceilings(dtype: str = "float32", *, threads: int | None = None, seconds: float = 1.0) -> Ceilings:
+def measure_ceilings(dtype: str = "float32", *, threads: int | None = None, seconds: float = 1.5) -> Ceilings:
     """Measure what this machine's CPU can do at most: how fast it multiplies matrices, and how fast it reads memory.
 
     Each is run again and again until its half of the time is up, and the quickest counts, so that what other programs
@@ -101,21 +98,29 @@ def machine_line(threads: int) -> str:
 
 
 def _product_rate(dtype: torch.dtype, seconds: float) -> float:
-    """Double the matrices until a product takes long enough, and return operations per second."""
+    """Double the matrices as long as there is time, and return the most operations per second of any.
+
+    Among other programs a small product takes as long as the system lets a thread wait, a large one what it computes.
+    """
     import torch
 
-    size = SMALLEST
+    start, size, best = time.perf_counter(), SMALLEST, 0.0
     while True:
         matrix = torch.randn(size, size).to(dtype)
         multiply = functools.partial(torch.matmul, matrix, matrix)
-        if size == LARGEST or _quickest(multiply, 0.0) >= LONG_ENOUGH:
-            return 2 * size**3 / _quickest(multiply, seconds)
-        size *= 2
+        taken = _quickest(multiply)
+        left = seconds - (time.perf_counter() - start)
+        if size < LARGEST and FEWEST_TURNS * 2**3 * taken < left:  # there is time for the next one
+            best, size = max(best, 2 * size**3 / taken), 2 * size
+        elif left > 0:
+            return max(best, 2 * size**3 / min(taken, _quickest(multiply, left, fewest=1)))
+        else:
+            return max(best, 2 * size**3 / taken)
 
 
-def _quickest(run: Callable[[], object], seconds: float) -> float:
+def _quickest(run: Callable[[], object], seconds: float = 0.0, *, fewest: int = FEWEST_TURNS) -> float:
     """Return the least time of a call of all that begin before the time is up."""
-    start, taken = time.perf_counter(), [seconds_of(run) for _ in range(FEWEST_TURNS)]
+    start, taken = time.perf_counter(), [seconds_of(run) for _ in range(fewest)]
     while time.perf_counter() - start < seconds:
         taken.append(seconds_of(run))
     return min(taken)

@@ -50,6 +50,7 @@ def draw(record: Record, path: Path | None = None) -> Any:
     if not rows:
         raise UnsupportedError("there is no growth to draw: no case was timed at two lengths or more")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.0, 5.0), layout="constrained")
     axes = figure.subplots()
@@ -62,6 +63,9 @@ def draw(record: Record, path: Path | None = None) -> Any:
     axes.xaxis.minorticks_off()
     axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], rotation=30)
     axes.set_xlabel("keys N")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("milliseconds")
     axes.set_title(f"{record.machine}, {record.dtype}", fontsize=8)
     axes.grid(alpha=0.3)

@@ -73,6 +73,7 @@ def cli() -> None:
       polyhead compare --model smollm2 --text "The cat sat on the mat"
       polyhead explain gqa --q-len 1 --kv-len 8192   which kernel runs it
       polyhead generate smollm2 "The capital of France is"
+      polyhead bench --quick                         what they cost on this machine
     """
 
 
