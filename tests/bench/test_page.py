@@ -42,6 +42,11 @@ def test_the_record_of_another_benchmark_is_left_alone(record: Record, tmp_path:
     assert "decode_mla" not in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
+def test_the_command_ends_with_the_error_alone(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="^polyhead: .* holds no record; type: make bench$"):
+        page.main([str(tmp_path)])
+
+
 def test_a_page_names_the_record_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "bad.json").write_text("{", encoding="utf-8")

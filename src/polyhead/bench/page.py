@@ -9,7 +9,7 @@ from pathlib import Path
 
 from polyhead.bench.plot import draw, grown
 from polyhead.bench.records import BENCHMARK, Record
-from polyhead.errors import CheckpointError
+from polyhead.errors import CheckpointError, PolyheadError
 from polyhead.files import write_whole
 
 HEAD = """\
@@ -62,7 +62,11 @@ def _is_of_another(file: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the page of a folder, and name what was written on stderr."""
-    for path in write(Path(arguments[0])):
+    try:
+        written = write(Path(arguments[0]))
+    except PolyheadError as error:
+        raise SystemExit(f"polyhead: {error}") from None
+    for path in written:
         sys.stderr.write(f"wrote {path}\n")
 
 
