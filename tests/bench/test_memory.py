@@ -22,6 +22,7 @@ def small(name: str) -> Case:
     return case(name).at(LENGTH)
 
 
+@pytest.mark.slow
 def test_a_float_mask_beside_the_scores_shows_and_inputs_do_not() -> None:
     """SDPA forms no matrix; with unequal widths PyTorch forms one of all 16 heads, and more beside it."""
     assert peak_memory(small("full"), "sdpa") < MATRIX

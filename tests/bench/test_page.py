@@ -43,7 +43,7 @@ def test_the_record_of_another_benchmark_is_left_alone(record: Record, tmp_path:
 
 
 def test_the_command_ends_with_the_error_alone(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="^polyhead: .* holds no record; type: make bench$"):
+    with pytest.raises(SystemExit, match=r"^polyhead: .* holds no record; type: make bench$"):
         page.main([str(tmp_path)])
 
 
