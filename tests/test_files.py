@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.files import replacing, write_whole
+from polyhead.files import check_writable, replacing, write_whole
 
 
 def test_a_file_in_a_folder_that_is_made_for_it(tmp_path: Path) -> None:
@@ -153,3 +153,27 @@ def test_two_who_write_one_file_at_once_each_write_it_whole(tmp_path: Path) -> N
         assert path.read_bytes() == b"another"
     assert path.read_bytes() == b"one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "c.txt"
+    check_writable(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("old", encoding="utf-8")
+    check_writable(path)
+    assert path.read_text(encoding="utf-8") == "old"
+    check_writable(Path("/dev/null"))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "match"),
+    [
+        ("file/c.txt", NotADirectoryError, "file is no folder"),
+        ("file/new/c.txt", NotADirectoryError, "file is no folder"),
+        ("", IsADirectoryError, "Is a directory"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before(tmp_path: Path, name: str, error: type[OSError], match: str) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(error, match=match):
+        check_writable(tmp_path / name)

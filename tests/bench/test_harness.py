@@ -12,12 +12,12 @@ from torch import Tensor
 
 import polyhead as ph
 from polyhead import bench
-from polyhead.bench import ceilings, checks, peers, work
+from polyhead.bench import checks, harness, peers, work
 from polyhead.bench.cases import CASES, Case, Target, case
 from polyhead.bench.contender import Contender, Peer
 from polyhead.bench.records import Record
 from polyhead.errors import ShapeError, UnknownNameError, UnsupportedError
-from polyhead.kernels import select
+from polyhead.kernels import common, select
 from polyhead.kernels.common import Call
 from tests.bench.conftest import GROWING, SECONDS, sized
 
@@ -37,7 +37,7 @@ def test_a_row_holds_every_turn_of_ours_and_the_peer(record: Record) -> None:
 def test_the_share_is_of_the_ceiling_measured(record: Record) -> None:
     row = record.rows[0]
     assert row.turns is not None
-    assert row.share == row.operations / row.turns.median("ours") / record.ceilings.flops["float32"]
+    assert row.share == row.operations / row.turns.median("ours") / record.ceilings.flops
 
 
 def test_targets_are_met_or_not(record: Record) -> None:
@@ -52,30 +52,26 @@ def test_growth_is_fitted_to_all_lengths(record: Record) -> None:
     assert row.exponent is not None
 
 
-@pytest.mark.parametrize("part", ["ceilings", "machine"])
-def test_the_machine_is_described(record: Record, part: str) -> None:
-    assert record.ceilings.threads == 1
+def test_the_machine_is_described(record: Record) -> None:
+    assert (record.ceilings.threads, record.ceilings.dtype) == (1, "float32")
     assert f"torch {torch.__version__}, 1 thread, 20" in record.machine
-    assert record.ceilings.flops["float32"] > 1e6
-    assert record.ceilings.read_bytes > 1e6
 
 
 def test_of_two_measurements_of_the_ceilings_the_higher_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ceilings.Ceilings(flops={"float32": 2.0}, read_bytes=3.0, threads=1, machine="")
-    later = ceilings.Ceilings(flops={"float32": 4.0}, read_bytes=1.0, threads=1, machine="")
-    both = iter([found, later])
-    monkeypatch.setattr(ceilings, "ceilings", lambda dtypes, seconds: next(both))
+    found = bench.Ceilings(dtype="float32", flops=2.0, read_bytes=3.0, threads=1)
+    both = iter([found, dataclasses.replace(found, flops=4.0, read_bytes=1.0)])
+    monkeypatch.setattr(harness, "measure_ceilings", lambda dtype: next(both))
     record = bench.run([sized("full")], seconds=SECONDS)
-    assert (record.ceilings.flops, record.ceilings.read_bytes) == ({"float32": 4.0}, 3.0)
+    assert (record.ceilings.flops, record.ceilings.read_bytes) == (4.0, 3.0)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_kernel_named_is_the_one_for_the_direction(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
-    asked: dict[str, Any] = {}
-    explain = select.explain
-    monkeypatch.setattr(select, "explain", lambda spec, **given: asked.update(given) or explain(spec, **given))
-    work.kernel_of(sized("causal-cached", training=training), torch.bfloat16)
-    assert asked == {"q_len": 4, "kv_len": 32, "dtype": torch.bfloat16, "needs_grad": training}
+    one = sized("causal-cached", training=training)
+    expected = common.Case(spec=one.attention, q_len=4, kv_len=32, dtype=torch.bfloat16, needs_grad=training)
+    taken = tuple(k._replace(refuse=lambda asked: None if asked == expected else "no") for k in select.KERNELS[-1:])
+    monkeypatch.setattr(select, "KERNELS", taken)
+    assert work.kernel_of(one, torch.bfloat16) == "plain"
 
 
 def test_threads_are_put_back() -> None:
@@ -122,13 +118,14 @@ def test_a_share_of_pairs_is_the_unit_where_the_case_says_so() -> None:
 
 
 def test_a_case_without_room_is_no_row_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "kernel_of", lambda case, dtype: "plain")
     monkeypatch.setattr(work, "free_memory", lambda: 2.0**19)
-    record = bench.run([sized("alibi", 512)], seconds=SECONDS)
+    one = sized("alibi")
+    record = bench.run([one], seconds=SECONDS)
     assert record.rows[0].turns is None
     assert record.lines()[0].ours == "not run"
+    kernel = work.kernel_of(one, torch.float32)
     assert dataclasses.replace(record, load=None).notes() == [
-        "alibi: not run: needs 0.0 GiB on kernel plain, and 0.0 GiB are free"
+        f"alibi: not run: needs 0.1 GiB on kernel {kernel}, and 0.0 GiB are free"
     ]
 
 
@@ -148,6 +145,53 @@ def test_growth_ends_where_one_run_takes_longer_than_a_case_may(monkeypatch: pyt
     row = bench.run([GROWING], seconds=SECONDS).rows[0]
     assert list(row.seconds_by_length) == [16, 32]
     assert row.notes == ("not timed from 64 keys on: one run takes 3 s, and all that a case may take is 0.01 s",)
+
+
+def needed(name: str, length: int, kernel: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> float:
+    """Return what a case takes beside its tensors, on a kernel."""
+    monkeypatch.setattr(select, "KERNELS", tuple(one for one in select.KERNELS if one.name == kernel))
+    one = sized(name, length, **changes)
+    return work.needed_bytes(one, torch.float32) - work._tensor_bytes(one, torch.float32) - work.BESIDES
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"), [("tiled", "window"), ("blockwise", "window"), ("linear", "linear"), ("dense", "causal")]
+)
+def test_a_kernel_without_a_matrix_needs_room_for_its_tensors_alone(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, name: str
+) -> None:
+    monkeypatch.setattr(select, "KERNELS", tuple(k._replace(pass_over=lambda case: None) for k in select.KERNELS))
+    assert needed(name, 16384, kernel, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "matrices"),
+    [
+        ("plain", "alibi", 6 * 8),
+        ("plain", "differential", 6 * 16),
+        ("absorbed", "mla", 6 * 16),
+        ("dense", "mla", 3 * 16),
+    ],
+)
+def test_a_kernel_of_matrices_needs_room_for_them(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, name: str, matrices: int
+) -> None:
+    monkeypatch.setattr(select, "KERNELS", tuple(k._replace(pass_over=lambda case: None) for k in select.KERNELS))
+    assert needed(name, 2048, kernel, monkeypatch) == matrices * 2048**2 * 4
+
+
+@pytest.mark.parametrize(("name", "queries"), [("window", 2048), ("causal-cached", 256)])
+def test_sdpa_needs_room_for_its_mask(monkeypatch: pytest.MonkeyPatch, name: str, queries: int) -> None:
+    monkeypatch.setattr(select, "KERNELS", tuple(k._replace(pass_over=lambda case: None) for k in select.KERNELS))
+    assert needed(name, 2048, "dense", monkeypatch) == 6 * queries * 2048
+
+
+def test_tensors_are_counted_with_a_layers_own_and_with_gradients() -> None:
+    attended = 4 * 8 * 64 * 32 * 4  # q, k, v and output of 8 heads of 64, 32 tokens, float32
+    assert work._tensor_bytes(sized("full"), torch.float32) == attended
+    assert work._tensor_bytes(sized("full", training=True), torch.float32) == 2 * attended
+    assert work._tensor_bytes(sized("t5-layer"), torch.float32) == attended + 2 * 512 * 32 * 4
+    assert work._tensor_bytes(sized("causal-cached"), torch.float32) == (2 * 32 + 2 * 4) * 512 * 4
 
 
 # --- what must hold before a time counts ---------------------------------------------------------
@@ -224,6 +268,48 @@ def test_numbers_that_are_not_finite_agree_with_nothing() -> None:
         checks.check_close(torch.tensor([torch.nan]), torch.ones(1), torch.float32, "this", "that")
 
 
+# --- ends before all is done ---------------------------------------------------------------------
+
+
+def test_an_interrupt_keeps_the_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sized("full"), sized("causal")
+
+    def interrupted(case: Case, options: harness.Options) -> Any:
+        if case is second:
+            raise KeyboardInterrupt
+        return timed(case, options)
+
+    timed = harness.timed
+    monkeypatch.setattr(harness, "timed", interrupted)
+    with pytest.raises(bench.Interrupted) as stop:
+        bench.run([first, second], seconds=SECONDS)
+    (row,) = stop.value.record.rows
+    assert row.case == "full"
+    assert row.share is not None
+
+
+def test_an_interrupt_before_any_row_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(case: Case, options: harness.Options) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "timed", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        bench.run([sized("full")], seconds=SECONDS)
+    assert not isinstance(stop.value, bench.Interrupted)
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(None, False), (SECONDS, True)])
+def test_the_quick_table_ends_in_time_unless_it_is_given_seconds(
+    monkeypatch: pytest.MonkeyPatch, seconds: float | None, runs: bool
+) -> None:
+    monkeypatch.setattr(harness, "QUICK_DEADLINE", -1.0)
+    (row,) = bench.run([sized("full", 64, quick=32)], quick=True, seconds=seconds, threads=1).rows
+    assert (row.turns is not None) == runs
+    assert row.notes == (
+        () if runs else ("not run: the quick table's time was up; type: polyhead bench full --threads 1 --quick",)
+    )
+
+
 # --- asking for it -------------------------------------------------------------------------------
 
 
@@ -256,11 +342,17 @@ def test_a_case_too_short_is_refused() -> None:
         case("full").at(8)
 
 
+@pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
+def test_every_mechanism_has_a_bound_on_memory_and_no_layer_has(one: Case) -> None:
+    bounds = [target.at_most for target in one.targets if target.against == "memory"]
+    assert bounds == ([] if one.layer else [64])
+
+
 def test_names_are_told_apart_and_peers_and_targets_exist() -> None:
     from polyhead.bench.peers import PEERS
 
     assert len({one.name for one in CASES}) == len(CASES)
     for one in CASES:
         assert set(one.peers) <= set(PEERS)
-        assert {target.against for target in one.targets} <= {*one.peers, "exponent"}
+        assert {target.against for target in one.targets} <= {*one.peers, "exponent", "memory"}
         assert not one.lengths or one.length in one.lengths

@@ -10,12 +10,13 @@ import pytest
 import polyhead as ph
 from polyhead.bench.cases import case
 from polyhead.bench.records import HEADINGS, Outcome, Record
+from polyhead.bench.timer import Turns
 from polyhead.errors import CheckpointError
 
 
 def test_a_record_comes_back_from_json(record: Record) -> None:
     text = record.to_json()
-    assert json.loads(text)["schema"] == 1
+    assert list(json.loads(text).items())[:2] == [("schema", 1), ("benchmark", "bench")]
     assert Record.from_json(text) == record
 
 
@@ -25,6 +26,7 @@ def test_a_record_comes_back_from_json(record: Record) -> None:
         ("{", "no record of polyhead bench"),
         ("[]", "no record of polyhead bench"),
         ('{"schema": 2}', "has schema 2, and this version reads 1"),
+        ('{"schema": 1, "benchmark": "decode_mla"}', "record of decode_mla, not of polyhead bench"),
         ('{"schema": 1}', "no record of polyhead bench"),
     ],
 )
@@ -66,6 +68,27 @@ def test_a_target_whose_peer_is_not_there_is_shown_as_not_measured(record: Recor
     row = dataclasses.replace(record.rows[0], targets=(Outcome(against="flex", limit=0.5, reached=None),))
     lines = dataclasses.replace(record, rows=(row,)).lines()
     assert lines[-1].target == "≤ 0.5 not measured"
+
+
+def test_memory_is_a_line_with_the_bases_and_its_target(record: Record) -> None:
+    row = dataclasses.replace(
+        record.rows[0],
+        memory={"ours": 12.3, "sdpa": 45.6},
+        memory_keys=16384,
+        targets=(Outcome(against="memory", limit=64, reached=12.3),),
+    )
+    last = dataclasses.replace(record, rows=(row,)).lines()[-1]
+    assert (last.case, last.ours, last.theirs) == ("", "12 MiB", "46 MiB")
+    assert (last.against, last.target) == ("memory, 16384 keys: PyTorch's SDPA", "≤ 64 met")
+
+
+def test_what_was_never_quiet_is_named_in_one_note(record: Record) -> None:
+    slow = Turns({"ours": (1.0, 2.0)}, "ours")
+    rows = (dataclasses.replace(record.rows[0], turns=slow), dataclasses.replace(record.rows[1], sweep=slow))
+    notes = dataclasses.replace(record, rows=rows, load=None).notes()
+    assert next(note for note in notes if "quiet" in note).startswith(
+        "fewer than five turns were quiet, and the quickest are shown: full, window"
+    )
 
 
 def test_the_spec_of_a_row_can_be_read_again(record: Record) -> None:

@@ -98,6 +98,14 @@ def test_quick_runs_are_repeated_beyond_five() -> None:
     assert len(found.seconds["base"]) == 25
 
 
+@pytest.mark.parametrize(("limit", "number"), [(3.5, 3), (0.5, 1)])
+def test_past_a_limit_fewer_turns_do_and_there_is_one(limit: float, number: int) -> None:
+    clock = Clock()
+    found = measure({"base": clock.run(1.0)}, base="base", seconds=1.0, limit=limit, clock=clock)
+    assert (len(found.seconds["base"]), found.quiet) == (number, False)
+    assert found.median("base") == pytest.approx(1.0)
+
+
 def test_garbage_is_collected_again_after_a_run_that_fails() -> None:
     calls = iter(range(2))  # enough to warm up
     with pytest.raises(StopIteration):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from polyhead.bench import cases as module
 from polyhead.bench.cases import CASES, Case, Target
-from polyhead.bench.records import Record
+from polyhead.bench.records import Record, Row
 from tests.cli.conftest import Polyhead
 from tests.cli.test_main import imported
 
@@ -117,12 +118,85 @@ def test_wrong_input_is_refused_before_anything_is_timed(call: Polyhead, argumen
     assert "ceilings" not in done.err
 
 
-@pytest.mark.usefixtures("tiny")
-def test_a_file_that_cannot_be_written_is_named(call: Polyhead, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "name"), [("--json", "a.json"), ("--plot", "a.png")])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_timed(
+    call: Polyhead, tmp_path: Path, option: str, name: str
+) -> None:
+    pytest.importorskip("matplotlib", reason="plots are drawn with matplotlib")
     (tmp_path / "file").write_text("", encoding="utf-8")
-    done = call("bench", "full", *SHORT, "--json", tmp_path / "file" / "a.json")
-    assert done.code == 2
-    assert "--json" in done.err
+    done = call("bench", "window", option, tmp_path / "file" / name)
+    assert (done.code, done.out) == (2, "")
+    assert f"Invalid value for {option}: cannot write {tmp_path / 'file' / name}: " in done.err
+    assert "ceilings" not in done.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_plot_without_growth_is_not_written_and_the_table_is_there(
+    call: Polyhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="plots are drawn with matplotlib")
+    monkeypatch.setattr("polyhead.bench.harness.seconds_of", lambda run: 3.0)
+    done = call("bench", "window", *SHORT, "--plot", tmp_path / "a.png")
+    assert done.code == 0
+    assert "window: not timed from 16 keys on: one run takes 3 s" in done.out
+    assert f"polyhead: {tmp_path / 'a.png'} is not written: no case was timed at two lengths" in done.err
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("path", ["a.json", "-"])
+def test_an_interrupt_shows_what_was_timed_and_writes_no_file(
+    call: Polyhead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    from polyhead.bench import harness
+
+    timed = harness.timed
+
+    def until_window(case: Case, options: harness.Options) -> Row:
+        if case.name == "window":
+            raise KeyboardInterrupt
+        return timed(case, options)
+
+    monkeypatch.setattr(harness, "timed", until_window)
+    monkeypatch.chdir(tmp_path)
+    done = call("bench", *SHORT, "--json", path)
+    assert done.code == 130
+    assert ("PyTorch's SDPA" in done.out) == (path != "-")
+    said = [line for line in done.err.splitlines() if line.startswith("polyhead:")]
+    assert said == ["polyhead: 1 of 2 cases were timed; no file is written", "polyhead: interrupted"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_narrow_terminal_gets_a_line_for_each_case_and_its_peers_below(
+    call: Polyhead, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("polyhead.cli.common.PIPE_WIDTH", columns)
+    lines = call("bench", *SHORT).out.splitlines()
+    assert max(map(len, lines)) <= columns
+    first = next(number for number, line in enumerate(lines) if line.startswith("full, 16 keys, on "))
+    full, head, ours = (line.rstrip() for line in lines[first : first + 3])
+    assert full.endswith(" % of the ceiling")
+    assert head.split() == ["ours", "ms", "against", "its", "ms", "ours", "/", "it", "target"]
+    assert "PyTorch's" in ours
+    assert any(line.startswith("window, 32 keys, on ") for line in lines)
+
+
+def test_a_narrow_list_keeps_names_whole(call: Polyhead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyhead.cli.common.PIPE_WIDTH", 80)
+    done = call("bench", "--list")
+    assert {line.split(" ")[0] for line in done.out.splitlines()[1:]} - {""} >= {one.name for one in CASES}
+
+
+@pytest.mark.parametrize("name", ["torch", "jaxtyping"])
+def test_without_torch_it_says_what_to_type(call: Polyhead, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    done = call("bench", "full")
+    assert (done.code, done.out) == (3, "")
+    assert done.err == (
+        f"polyhead: a benchmark needs {name}, which is not installed; type: pip install 'polyhead[torch]'\n"
+    )
 
 
 def test_a_case_is_data() -> None:

@@ -9,7 +9,19 @@
 """
 
 from polyhead.bench.cases import CASES, Case, Target, case
-from polyhead.bench.harness import run
+from polyhead.bench.ceilings import Ceilings, measure_ceilings
+from polyhead.bench.harness import Interrupted, run
 from polyhead.bench.records import Record, Row
 
-__all__ = ["CASES", "Case", "Record", "Row", "Target", "case", "run"]
+__all__ = [
+    "CASES",
+    "Case",
+    "Ceilings",
+    "Interrupted",
+    "Record",
+    "Row",
+    "Target",
+    "case",
+    "measure_ceilings",
+    "run",
+]

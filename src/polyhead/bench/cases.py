@@ -29,6 +29,15 @@ from polyhead.spec import (
 EXPONENT = "exponent"
 """What a target is against where it bounds how time grows with length."""
 
+MEMORY = "memory"
+"""What a target is against where it bounds the MiB that ours takes beyond inputs, outputs and gradients."""
+
+MEMORY_LENGTH = 16384
+"""Keys of the run whose memory a target bounds."""
+
+MOST_MEMORY = 64
+"""MiB that any mechanism may take there."""
+
 SHORTEST = 16
 """Fewest tokens that a case is made for."""
 
@@ -38,8 +47,9 @@ class Target:
     """What a case is meant to reach.
 
     Attributes:
-        against: The peer whose time is the unit, or ``"exponent"`` for the growth of time with length.
-        at_most: The largest ratio, or exponent, that meets it.
+        against: The peer whose time is the unit; or ``"exponent"`` for the growth of time with length, ``"memory"``
+            for MiB.
+        at_most: The largest ratio, exponent or number of MiB that meets it.
         share_of_pairs: Whether the unit is the peer's time for as many pairs as ours sees.
     """
 
@@ -62,7 +72,7 @@ class Case:
         peers: Names of what it is compared with, see `polyhead.bench.peers`; the first that is there is the base.
         lengths: Numbers of keys from which the exponent is fitted.
         quick: Number of keys in the quick table. None: it is not in it.
-        targets: What it is meant to reach at ``length``.
+        targets: What it is meant to reach at ``length``, and in memory at `MEMORY_LENGTH`.
     """
 
     name: str
@@ -164,7 +174,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         peers=("sdpa",),
         quick=1024,
-        targets=_at_most(sdpa=1.05),
+        targets=_at_most(sdpa=1.05, memory=MOST_MEMORY),
     ),
     Case(
         name="causal",
@@ -173,7 +183,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         peers=("sdpa",),
         quick=1024,
-        targets=_at_most(sdpa=1.05),
+        targets=_at_most(sdpa=1.05, memory=MOST_MEMORY),
     ),
     Case(
         name="causal-cached",
@@ -182,7 +192,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         queries=512,
         peers=("sdpa",),
-        targets=(Target(against="sdpa", at_most=1.15, share_of_pairs=True),),
+        targets=(Target(against="sdpa", at_most=1.15, share_of_pairs=True), *_at_most(memory=MOST_MEMORY)),
     ),
     Case(
         name="alibi-causal",
@@ -191,7 +201,7 @@ CASES: tuple[Case, ...] = (
         length=8192,
         peers=("sdpa", "flex", "sdpa-mask"),
         quick=2048,
-        targets=_at_most(sdpa=1.15, flex=0.65),
+        targets=_at_most(sdpa=1.15, flex=0.65, memory=MOST_MEMORY),
     ),
     Case(
         name="alibi",
@@ -199,7 +209,7 @@ CASES: tuple[Case, ...] = (
         spec=_spec(position=Alibi()),
         length=4096,
         peers=("sdpa", "sdpa-mask"),
-        targets=_at_most(sdpa=1.15),
+        targets=_at_most(sdpa=1.15, memory=MOST_MEMORY),
     ),
     Case(
         name="alibi-layer",
@@ -215,7 +225,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         peers=("sdpa", "sdpa-mask"),
         quick=1024,
-        targets=_at_most(sdpa=1.15),
+        targets=_at_most(sdpa=1.15, memory=MOST_MEMORY),
     ),
     Case(
         name="t5-layer",
@@ -233,7 +243,7 @@ CASES: tuple[Case, ...] = (
         peers=("flex", "sdpa"),
         lengths=(4096, 8192, 16384, 32768),
         quick=4096,
-        targets=_at_most(flex=0.75, exponent=1.08),
+        targets=_at_most(flex=0.75, exponent=1.08, memory=MOST_MEMORY),
     ),
     Case(
         name="window-layer",
@@ -249,7 +259,7 @@ CASES: tuple[Case, ...] = (
         spec=_spec(pattern=Causal() & (WINDOW | Global(first=4))),
         length=8192,
         peers=("window", "flex"),
-        targets=_at_most(window=1.15),
+        targets=_at_most(window=1.15, memory=MOST_MEMORY),
     ),
     Case(
         name="bigbird-layer",
@@ -268,7 +278,7 @@ CASES: tuple[Case, ...] = (
         peers=("sdpa", "fla-naive"),
         lengths=(8192, 16384, 32768, 65536),
         quick=4096,
-        targets=_at_most(sdpa=0.035, exponent=1.12),
+        targets=_at_most(sdpa=0.035, exponent=1.12, memory=MOST_MEMORY),
     ),
     Case(
         name="differential",
@@ -277,7 +287,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         peers=("sdpa",),
         quick=1024,
-        targets=_at_most(sdpa=2.1),
+        targets=_at_most(sdpa=2.1, memory=MOST_MEMORY),
     ),
     Case(
         name="differential-layer",
@@ -294,7 +304,7 @@ CASES: tuple[Case, ...] = (
         length=2048,
         peers=("sdpa",),
         quick=512,
-        targets=_at_most(sdpa=0.4),
+        targets=_at_most(sdpa=0.4, memory=MOST_MEMORY),
     ),
     Case(
         name="mla-layer",
@@ -314,7 +324,7 @@ CASES: tuple[Case, ...] = (
         training=True,
         peers=("sdpa",),
         quick=1024,
-        targets=_at_most(sdpa=0.26),
+        targets=_at_most(sdpa=0.26, memory=MOST_MEMORY),
     ),
     Case(
         name="train-alibi",
@@ -323,7 +333,7 @@ CASES: tuple[Case, ...] = (
         length=4096,
         training=True,
         peers=("sdpa",),
-        targets=_at_most(sdpa=1.15),
+        targets=_at_most(sdpa=1.15, memory=MOST_MEMORY),
     ),
     Case(
         name="train-t5",
@@ -333,7 +343,7 @@ CASES: tuple[Case, ...] = (
         training=True,
         peers=("sdpa",),
         quick=512,
-        targets=_at_most(sdpa=1.55),
+        targets=_at_most(sdpa=1.55, memory=MOST_MEMORY),
     ),
     Case(
         name="train-t5-layer",

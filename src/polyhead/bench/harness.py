@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from polyhead.bench.cases import CASES, EXPONENT, Case, case as case_of
+from polyhead.bench.cases import CASES, EXPONENT, MEMORY, MEMORY_LENGTH, Case, case as case_of
+from polyhead.bench.ceilings import DTYPES, Ceilings, machine_line, measure_ceilings
 from polyhead.bench.records import OURS, Outcome, Record, Row
-from polyhead.bench.timer import Turns, measure, seconds_of
+from polyhead.bench.timer import Turns, computing_with, measure, seconds_of
 from polyhead.errors import PolyheadError, ShapeError, UnsupportedError, require_extra
 
 if TYPE_CHECKING:
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
     from polyhead.bench.work import Outputs, Work
 
 SECONDS = 20.0
-QUICK_SECONDS = 2.0
+QUICK_SECONDS = 1.5
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-"""The dtypes that cases can be timed in."""
+QUICK_LIMIT = 3.0
+"""Seconds after which the quick table takes what turns there are; a busy machine can stretch one a hundredfold."""
+
+QUICK_DEADLINE = 60.0
+"""Seconds after which the quick table begins no further case."""
 
 DOCUMENTED_DTYPE = "float32"
 """The one that targets are for."""
@@ -39,6 +44,21 @@ class Options:
     seconds: float
     memory: bool
 
+    @property
+    def hurried(self) -> bool:
+        """Whether the table must end in time: the quick one, unless it was given seconds of its own."""
+        return self.quick and self.seconds == QUICK_SECONDS
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which fewer than five turns will do."""
+        return QUICK_LIMIT if self.hurried else math.inf
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which no further case is begun."""
+        return QUICK_DEADLINE if self.hurried else math.inf
+
     def command(self, names: Iterable[str]) -> str:
         """Return what to type for some cases."""
         words = ["polyhead bench", *names, f"--threads {self.threads}"]
@@ -47,6 +67,16 @@ class Options:
         words += [] if self.seconds == _default_seconds(self.quick) else [f"--seconds {self.seconds:g}"]
         words += ["--memory"] if self.memory else []
         return " ".join(words + ([] if self.peers else ["--no-peers"]))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted when there was something to show."""
+
+    @property
+    def record(self) -> Record:
+        """What had been measured by then, a row or more."""
+        record: Record = self.args[0]
+        return record
 
 
 def run(
@@ -71,7 +101,8 @@ def run(
         peers: Whether to run others than the base, the first peer that is there.
         dtype: Dtype of all tensors.
         threads: Threads to compute with. None: as many as torch has.
-        seconds: When to stop waiting for a quiet machine, for each case. None: 20, or 2 if quick.
+        seconds: When to stop waiting for a quiet machine, for each case. None: 20, or 1.5 if quick,
+            which then ends in time on a busy machine too, with fewer turns or fewer cases.
         memory: Whether to measure peak memory too, each time in a process of its own.
         progress: Called with a line before each case.
 
@@ -83,6 +114,7 @@ def run(
         UnsupportedError: If a case is not in the quick table, or the dtype is not one of those known.
         ShapeError: If threads or seconds are not positive.
         MissingExtraError: If torch is not installed.
+        Interrupted: If it is interrupted when there is a row; it holds the record so far.
     """
     chosen = selected(cases, quick=quick)
     if dtype not in DTYPES:
@@ -92,33 +124,60 @@ def run(
         raise ShapeError(f"seconds={seconds} and threads={threads} must be positive")
     for module in ("torch", "jaxtyping"):
         require_extra(module, "torch", "a benchmark")
-    from polyhead.bench.ceilings import ceilings
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    asked = [] if cases is None else [one.name for one in chosen]
     rows: list[Row] = []
     failures: dict[str, str] = {}
-    with _threads(threads) as used:
+    with computing_with(threads) as used:
         options = Options(quick=quick, peers=peers, dtype=dtype, threads=used, seconds=seconds, memory=memory)
         progress("ceilings of the machine")
-        found = ceilings([dtype], seconds=min(seconds, 2.0))
-        for number, one in enumerate(chosen, start=1):
-            progress(f"{number}/{len(chosen)} {one.name}: {one.title}, {one.direction}, {one.length} keys")
-            try:
-                rows.append(timed(one, options))
-            except (PolyheadError, RuntimeError, MemoryError) as error:  # the other cases are still worth their time
-                failures[one.name] = str(error)
+        ceilings = measure_ceilings(dtype)
+        head = Record(
+            machine=machine_line(used),
+            dtype=dtype,
+            command=options.command(asked),
+            ceilings=ceilings,
+            load=load,
+            rows=(),
+        )
+        try:
+            _run_all(chosen, options, progress, rows, failures)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            raise Interrupted(_finished(head, ceilings, rows, failures)) from None
         if rows:
-            found = found.or_better(ceilings([dtype], seconds=min(seconds, 2.0)))
-    asked = [] if cases is None else [one.name for one in chosen]
-    return Record(
-        machine=found.machine,
-        dtype=dtype,
-        command=options.command(asked),
-        ceilings=found,
-        load=load,
-        rows=tuple(_with_share(row, found.flops[dtype]) for row in rows),
-        failures=failures,
-    )
+            ceilings = ceilings.or_better(measure_ceilings(dtype))
+    return _finished(head, ceilings, rows, failures)
+
+
+def _run_all(
+    cases: list[Case],
+    options: Options,
+    progress: Callable[[str], object],
+    rows: list[Row],
+    failures: dict[str, str],
+) -> None:
+    """Add a row or a failure for each case to those there are, which an interrupt leaves as they are."""
+    begun = time.monotonic()
+    for number, one in enumerate(cases, start=1):
+        if time.monotonic() - begun > options.deadline:
+            why = f"not run: the quick table's time was up; type: {options.command([one.name])}"
+            rows.append(dataclasses.replace(_untimed(one, options), notes=(why,)))
+            continue
+        progress(f"{number}/{len(cases)} {one.name}: {one.title}, {one.direction}, {one.length} keys")
+        try:
+            rows.append(timed(one, options))
+        except (PolyheadError, RuntimeError, MemoryError) as error:  # the other cases are still worth their time
+            failures[one.name] = str(error)
+
+
+def _finished(head: Record, ceilings: Ceilings, rows: list[Row], failures: dict[str, str]) -> Record:
+    """Fill a record, and say of each row which part of the ceiling, known when all is done, its operations reach."""
+    shares = [None if one.turns is None else one.operations / one.turns.median(OURS) / ceilings.flops for one in rows]
+    shared = tuple(dataclasses.replace(row, share=share) for row, share in zip(rows, shares, strict=True))
+    return dataclasses.replace(head, ceilings=ceilings, rows=shared, failures=failures)
 
 
 def selected(cases: Iterable[str | Case] | None = None, *, quick: bool = False) -> list[Case]:
@@ -143,24 +202,11 @@ def timed(case: Case, options: Options) -> Row:
     import torch
 
     from polyhead.bench.checks import check_against_oracle
-    from polyhead.bench.counts import pairs, useful_operations
-    from polyhead.bench.work import Work, kernel_of, no_room
+    from polyhead.bench.work import Work, no_room
 
     dtype = getattr(torch, options.dtype)
-    kernel = kernel_of(case, dtype)
-    row = Row(
-        case=case.name,
-        title=case.title,
-        direction=case.direction,
-        q_len=case.q_len,
-        kv_len=case.length,
-        kernel=kernel,
-        spec=json.loads(case.spec.to_json()),
-        command=options.command([case.name]),
-        pairs=pairs(case.attention, case.q_len, case.length),
-        operations=useful_operations(case),
-    )
-    check_against_oracle(case, kernel, dtype)
+    row = _untimed(case, options)
+    check_against_oracle(case, row.kernel, dtype)
     if reason := no_room(case, dtype):
         return dataclasses.replace(row, notes=(f"not run: {reason}",))
     work = Work.of(case, dtype)
@@ -168,10 +214,10 @@ def timed(case: Case, options: Options) -> Row:
     base = next(iter(contenders), None)
     ours = work.ours()
     runs = {OURS: ours, **{name: made.run for name, made in contenders.items()}}
-    turns = measure(runs, base=base or OURS, seconds=options.seconds)
+    turns = measure(runs, base=base or OURS, seconds=options.seconds, limit=options.limit)
     del work, contenders, runs, ours  # the lengths of the sweep need the room
     sweep, notes = _sweep(case, options)
-    memory, without_memory = _memory(case, options, [OURS, *([base] if base else [])])
+    memory, without_memory = _memory(case.at(row.memory_keys), options, [OURS, *([base] if base else [])])
     row = dataclasses.replace(
         row,
         turns=turns,
@@ -183,6 +229,29 @@ def timed(case: Case, options: Options) -> Row:
         notes=(*notes, *without_memory),
     )
     return dataclasses.replace(row, targets=_outcomes(case, row) if options.dtype == DOCUMENTED_DTYPE else ())
+
+
+def _untimed(case: Case, options: Options) -> Row:
+    """Return a case's row with what is known before it runs."""
+    import torch
+
+    from polyhead.bench.counts import pairs, useful_operations
+    from polyhead.bench.work import kernel_of
+
+    bounded = any(target.against == MEMORY for target in case.targets)
+    return Row(
+        case=case.name,
+        title=case.title,
+        direction=case.direction,
+        q_len=case.q_len,
+        kv_len=case.length,
+        kernel=kernel_of(case, getattr(torch, options.dtype)),
+        spec=json.loads(case.spec.to_json()),
+        command=options.command([case.name]),
+        pairs=pairs(case.attention, case.q_len, case.length),
+        operations=useful_operations(case),
+        memory_keys=MEMORY_LENGTH if bounded else case.length,
+    )
 
 
 def _contenders(work: Work, options: Options) -> tuple[dict[str, Contender], dict[str, str], dict[str, str]]:
@@ -233,17 +302,13 @@ def _sweep(case: Case, options: Options) -> tuple[Turns | None, list[str]]:
         run = Work.of(at_length, dtype).ours()
         if (taken := seconds_of(run)) > options.seconds:
             limit = f"all that a case may take is {options.seconds:g} s"
-            notes.append(f"not timed from {length} keys on: one run takes {taken:.0f} s, and {limit}")
+            notes.append(f"not timed from {length} keys on: one run takes {taken:.2g} s, and {limit}")
             break
         runs[str(length)] = run
     if len(runs) < 2:
         return None, notes
     base = str(case.length) if str(case.length) in runs else next(iter(runs))
-    return measure(runs, base=base, seconds=options.seconds), notes
-
-
-def _with_share(row: Row, flops: float) -> Row:
-    return row if row.turns is None else dataclasses.replace(row, share=row.operations / row.turns.median(OURS) / flops)
+    return measure(runs, base=base, seconds=options.seconds, limit=options.limit), notes
 
 
 def _outcomes(case: Case, row: Row) -> tuple[Outcome, ...]:
@@ -255,6 +320,8 @@ def _outcomes(case: Case, row: Row) -> tuple[Outcome, ...]:
             limit *= row.pairs / (case.attention.num_heads * case.length * (case.length + 1) / 2)
         if target.against == EXPONENT:
             reached = row.exponent
+        elif target.against == MEMORY:
+            reached = row.memory.get(OURS)
         else:
             reached = row.turns.ratios(OURS, target.against)[1] if target.against in row.turns.seconds else None
         found.append(Outcome(against=target.against, limit=limit, reached=reached))
@@ -273,15 +340,3 @@ def _memory(case: Case, options: Options, names: Iterable[str]) -> tuple[dict[st
         except PolyheadError as error:
             notes.append(str(error))
     return found, notes
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[int]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)

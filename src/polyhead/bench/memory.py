@@ -1,4 +1,4 @@
-"""Peak memory beyond inputs and outputs, in a process for each case: ``python -m polyhead.bench.memory``."""
+"""Peak memory beyond inputs, outputs and gradients, in a process for each case: ``python -m polyhead.bench.memory``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WARM_UP_LENGTH = 768
 
 
 def peak_memory(case: Case, contender: str = OURS, *, dtype: str = "float32", threads: int = 1) -> float:
-    """Run one call in a fresh process and return its peak resident memory beyond inputs and outputs.
+    """Run one call in a fresh process and return its peak resident memory beyond inputs, outputs and gradients.
 
     Args:
         case: One of the documented cases, at any length.
@@ -47,7 +47,7 @@ def peak_memory(case: Case, contender: str = OURS, *, dtype: str = "float32", th
     done = subprocess.run([*command, str(threads)], check=False, env=env, capture_output=True, encoding="utf-8")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PolyheadError(f"measuring the memory of {case.name} ({contender}) failed: {last}")
+        raise PolyheadError(f"measuring the memory of {contender} at {case.length} keys failed: {last}")
     return float(json.loads(done.stdout)["mib"])
 
 
@@ -55,7 +55,10 @@ def measured(case: Case, contender: str, dtype: str) -> float:
     """Return in MiB how far one call raises this process's peak resident memory beyond what it returns."""
     import torch
 
-    from polyhead.bench.work import Run, Work
+    from polyhead.bench.work import Run, Work, no_room
+
+    if contender == OURS and (reason := no_room(case, getattr(torch, dtype))):
+        raise UnsupportedError(f"{case.name} at {case.length} keys {reason}")
 
     def build(sized: Case) -> Run:
         work = Work.of(sized, getattr(torch, dtype))

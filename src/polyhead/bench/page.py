@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyhead.bench.plot import draw
-from polyhead.bench.records import Record
-from polyhead.errors import CheckpointError
+from polyhead.bench.plot import draw, grown
+from polyhead.bench.records import BENCHMARK, Record
+from polyhead.errors import CheckpointError, PolyheadError
 from polyhead.files import write_whole
 
 HEAD = """\
@@ -20,7 +21,7 @@ writes it.* What is timed, and how to read a row: [README.md](README.md).
 
 
 def write(folder: Path) -> list[Path]:
-    """Write ``results.md`` and a plot beside each record with several lengths.
+    """Write ``results.md`` and a plot beside each record with several lengths; records of other things are left alone.
 
     Args:
         folder: Where ``results/*.json`` lie, and the page will.
@@ -31,7 +32,7 @@ def write(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: If there is no record, or one cannot be read.
     """
-    files = sorted((folder / "results").glob("*.json"))
+    files = [file for file in sorted((folder / "results").glob("*.json")) if not _is_of_another(file)]
     if not files:
         raise CheckpointError(f"{folder / 'results'} holds no record; type: make bench")
     parts, written = [HEAD], [folder / "results.md"]
@@ -41,7 +42,7 @@ def write(folder: Path) -> list[Path]:
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}") from None
         section = record.to_markdown()
-        if any(row.exponent is not None for row in record.rows):
+        if grown(record):
             plot = file.with_suffix(".png")
             draw(record, plot)
             written.append(plot)
@@ -51,9 +52,21 @@ def write(folder: Path) -> list[Path]:
     return written
 
 
+def _is_of_another(file: Path) -> bool:
+    """Whether a file says that it is the record of another benchmark."""
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("benchmark", BENCHMARK) != BENCHMARK)
+    except (ValueError, AttributeError):  # whoever reads it as a record says what is wrong
+        return False
+
+
 def main(arguments: Sequence[str]) -> None:
     """Write the page of a folder, and name what was written on stderr."""
-    for path in write(Path(arguments[0])):
+    try:
+        written = write(Path(arguments[0]))
+    except PolyheadError as error:
+        raise SystemExit(f"polyhead: {error}") from None
+    for path in written:
         sys.stderr.write(f"wrote {path}\n")
 
 

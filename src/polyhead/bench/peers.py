@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from polyhead.bench import layers
 from polyhead.bench.contender import Contender, Peer, missing
-from polyhead.bench.work import Work, lacking
+from polyhead.bench.work import SDPA_MATRICES, Work, lacking
 from polyhead.spec import (
     Alibi,
     AllOf,
@@ -46,7 +46,7 @@ def sdpa(work: Work) -> Contender | str:
     causal = spec.pattern.is_causal
     query, key, value = _wide(work)
     if query().shape[-1] != value().shape[-1]:  # the widths differ, and PyTorch forms the whole matrix
-        needed = 3.0 * spec.num_heads * work.case.length**2 * work.dtype.itemsize
+        needed = SDPA_MATRICES * spec.num_heads * work.case.length**2 * work.dtype.itemsize
         if reason := lacking(needed, "for SDPA with unequal widths"):
             return reason
     same = (
@@ -67,7 +67,8 @@ def sdpa(work: Work) -> Contender | str:
 def sdpa_mask(work: Work) -> Contender | str:
     """Run PyTorch's attention with the bias as a float mask ``[heads, q_len, kv_len]``, made outside the timing."""
     spec, case = work.case.attention, work.case
-    if reason := lacking(3.0 * spec.num_heads * case.q_len * case.length * work.dtype.itemsize, "for a float mask"):
+    needed = SDPA_MATRICES * spec.num_heads * case.q_len * case.length * work.dtype.itemsize
+    if reason := lacking(needed, "for a float mask"):
         return reason
     distance = torch.arange(case.length) - torch.arange(case.length - case.q_len, case.length)[:, None]
     if isinstance(spec.position, Alibi):

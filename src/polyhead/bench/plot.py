@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from polyhead.bench.records import Record
+from polyhead.bench.records import Record, Row
 from polyhead.errors import UnsupportedError, require_extra
 from polyhead.files import write_whole
 
@@ -26,6 +26,11 @@ def check_plot(path: Path | None = None) -> None:
     require_extra("matplotlib", "plot", "a plot")
 
 
+def grown(record: Record) -> list[Row]:
+    """Return the rows that were timed at several lengths."""
+    return [row for row in record.rows if row.exponent is not None]
+
+
 def draw(record: Record, path: Path | None = None) -> Any:
     """Draw the cases that were timed at several lengths.
 
@@ -41,10 +46,11 @@ def draw(record: Record, path: Path | None = None) -> Any:
         UnsupportedError: If the file's ending is another, or no case was timed at several lengths.
     """
     check_plot(path)
-    rows = [row for row in record.rows if row.exponent is not None]
+    rows = grown(record)
     if not rows:
         raise UnsupportedError("there is no growth to draw: no case was timed at two lengths or more")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.0, 5.0), layout="constrained")
     axes = figure.subplots()
@@ -57,6 +63,9 @@ def draw(record: Record, path: Path | None = None) -> Any:
     axes.xaxis.minorticks_off()
     axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)], rotation=30)
     axes.set_xlabel("keys N")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("milliseconds")
     axes.set_title(f"{record.machine}, {record.dtype}", fontsize=8)
     axes.grid(alpha=0.3)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from polyhead.bench.cases import EXPONENT
+from polyhead.bench.cases import EXPONENT, MEMORY
 from polyhead.bench.ceilings import Ceilings
 from polyhead.bench.timer import Turns, fitted_exponent
 from polyhead.errors import CheckpointError
@@ -15,8 +15,14 @@ from polyhead.errors import CheckpointError
 SCHEMA = 1
 """Version of the JSON form."""
 
+BENCHMARK = "bench"
+"""What the JSON form says that it is a record of; benchmarks/ holds records of other things too."""
+
 BUSY = 0.7
 """Load average from which others are said to have shared the processors."""
+
+HEADER = {"schema": SCHEMA, "benchmark": BENCHMARK}
+"""What the JSON form begins with."""
 
 OURS = "ours"
 """The name of ours among the contenders."""
@@ -27,9 +33,9 @@ class Outcome:
     """A target, and what was reached.
 
     Attributes:
-        against: The peer whose time is the unit, or ``"exponent"``.
-        limit: The largest ratio, or exponent, that meets it.
-        reached: The ratio or exponent measured. None: it was not.
+        against: The peer whose time is the unit, ``"exponent"`` or ``"memory"``.
+        limit: The largest ratio, exponent or number of MiB that meets it.
+        reached: What was measured. None: it was not.
     """
 
     against: str
@@ -68,7 +74,8 @@ class Row:
         operations: Useful floating-point operations.
         share: The part of the matrix-product ceiling that these reach.
         targets: What was meant to be reached, and was or not.
-        memory: Peak memory beyond inputs and outputs in MiB, by contender. Empty: not measured.
+        memory: Peak memory beyond inputs, outputs and gradients in MiB, by contender. Empty: not measured.
+        memory_keys: Number of keys that it was measured at, or would be.
         notes: What else is to be known, such as why it, or a length, was not run.
     """
 
@@ -90,6 +97,7 @@ class Row:
     share: float | None = None
     targets: tuple[Outcome, ...] = ()
     memory: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    memory_keys: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,10 +133,9 @@ class Line(NamedTuple):
     ratio: str = ""
     target: str = ""
     ceiling: str = ""
-    memory: str = ""
 
 
-HEADINGS = Line("case", "keys", "kernel", "ours ms", "against", "its ms", "ours / it", "target", "ceiling", "MiB")
+HEADINGS = Line("case", "keys", "kernel", "ours ms", "against", "its ms", "ours / it", "target", "ceiling")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +162,7 @@ class Record:
 
     def lines(self) -> list[Line]:
         """Return the table's lines, a case's first line with what is known of ours."""
-        return [line for row in self.rows for line in _lines(row)]
+        return [line for row in self.rows for line in lines_of(row)]
 
     def notes(self) -> list[str]:
         """Return what the table has no column for: what was left out and why, and what was noisy."""
@@ -165,23 +172,18 @@ class Record:
                 f"the load average was {self.load:.1f} before it began: other programs shared the processors, which "
                 "slows kernels of many small steps more than one large call, in quiet turns too; measure again"
             )
+        restless = [row.case for row in self.rows if row.turns is not None and not row.turns.quiet]
+        restless += [f"{row.case} (growth)" for row in self.rows if row.sweep is not None and not row.sweep.quiet]
+        if restless:
+            found.append(f"fewer than five turns were quiet, and the quickest are shown: {', '.join(restless)}")
         for row in self.rows:
             found += [f"{row.case}: {note}" for note in row.notes]
             found += [f"{row.case}: {peer} left out: {reason}" for peer, reason in row.left_out.items()]
-            if row.turns is not None and not row.turns.quiet:
-                found.append(f"{row.case}: the machine was never quiet; these are its quickest turns")
-            if row.sweep is not None and not row.sweep.quiet:
-                found.append(f"{row.case}: the machine was never quiet while the exponent was measured")
         return found
-
-    def ceiling_line(self) -> str:
-        """Return the ceilings in words."""
-        products = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in self.ceilings.flops.items())
-        return f"matrix products: {products}; reads of memory: {self.ceilings.read_bytes / 1e9:.1f} GB/s"
 
     def to_json(self) -> str:
         """Return the record as JSON, with its schema's version."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False)
+        return json.dumps({**HEADER, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -198,7 +200,9 @@ class Record:
         """
         try:
             data = json.loads(text)
-            schema = data.pop("schema")
+            schema, benchmark = data.pop("schema"), data.pop("benchmark", BENCHMARK)
+            if benchmark != BENCHMARK:
+                raise CheckpointError(f"this is a record of {benchmark}, not of polyhead bench")
             if schema != SCHEMA:
                 raise CheckpointError(f"the record has schema {schema!r}, and this version reads {SCHEMA}")
             rows = tuple(Row.from_data(row) for row in data.pop("rows"))
@@ -213,7 +217,7 @@ class Record:
             "",
             f"`{self.command}`",
             "",
-            f"Ceilings: {self.ceiling_line()}.",
+            f"Ceilings: {self.ceilings}.",
             "",
         ]
         rows = [[*HEADINGS, "command"]]
@@ -226,27 +230,41 @@ class Record:
         return "\n".join(parts).rstrip() + "\n"
 
 
-def _lines(row: Row) -> Iterator[Line]:
+def lines_of(row: Row) -> Iterator[Line]:
+    """Yield a row's lines of the table, the first with what is known of ours."""
     head = Line(case=row.case, keys=f"{row.kv_len}", kernel=row.kernel)
     if row.turns is None:
         yield head._replace(ours="not run")
         return
     share = "" if row.share is None else f"{100 * row.share:.0f} %"
-    memory = " / ".join(f"{mib:.0f}" for mib in row.memory.values())
-    head = head._replace(ours=_milliseconds(row.turns.median(OURS)), ceiling=share, memory=memory)
+    head = head._replace(ours=_milliseconds(row.turns.median(OURS)), ceiling=share)
     targets = {target.against: str(target) for target in row.targets}
     peers = [_peer_line(row, row.turns, name, targets) for name in row.turns.seconds if name != OURS]
     first, *others = peers or [Line()]
     yield head._replace(against=first.against, theirs=first.theirs, ratio=first.ratio, target=first.target)
     yield from others
     for name, text in targets.items():
-        if name not in (*row.turns.seconds, EXPONENT):
+        if name not in (*row.turns.seconds, EXPONENT, MEMORY):
             yield Line(against=row.titles.get(name, name), target=text)
     if row.exponent is not None or EXPONENT in targets:
         lengths = list(row.seconds_by_length)
         against = f"growth, {lengths[0]}–{lengths[-1]} keys" if lengths else "growth"
         grows = "" if row.exponent is None else f"N^{row.exponent:.2f}"
         yield Line(against=against, ratio=grows, target=targets.get(EXPONENT, ""))
+    if row.memory or MEMORY in targets:
+        yield _memory_line(row, targets)
+
+
+def _memory_line(row: Row, targets: Mapping[str, str]) -> Line:
+    mib = {name: f"{taken:.0f} MiB" for name, taken in row.memory.items()}
+    other = next((name for name in mib if name != OURS), None)
+    whose = "" if other is None else f": {row.titles[other]}"
+    return Line(
+        ours=mib.get(OURS, ""),
+        against=f"memory, {row.memory_keys} keys{whose}",
+        theirs="" if other is None else mib[other],
+        target=targets.get(MEMORY, ""),
+    )
 
 
 def _peer_line(row: Row, turns: Turns, peer: str, targets: Mapping[str, str]) -> Line:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from polyhead.errors import ShapeError
 
@@ -75,7 +76,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def measure(
-    runs: Mapping[str, Run], *, base: str, seconds: float, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[str, Run],
+    *,
+    base: str,
+    seconds: float,
+    limit: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Let contenders take turns until enough turns were quiet, or the time is up.
 
@@ -85,27 +91,32 @@ def measure(
         runs: What each contender runs, by name.
         base: The contender whose times say whether a turn was quiet.
         seconds: When to stop though the machine was not quiet; at least five turns are counted all the same.
+        limit: Seconds after which fewer than five will do, warm-up included; there is always one.
         clock: Returns the time in seconds.
 
     Returns:
         The turns.
     """
-    start = clock()
+    begun = clock()
     for _ in range(2):
         for run in runs.values():
             run()
-        if clock() - start > seconds / 10:  # long runs have warmed up by then
+        if clock() - begun > seconds / 10:  # long runs have warmed up by then
             break
     taken: dict[str, list[float]] = {name: [] for name in runs}
     start, collecting = clock(), gc.isenabled()
     gc.disable()
     try:
-        while _goes_on(Turns({name: tuple(times) for name, times in taken.items()}, base), clock() - start, seconds):
+        while not taken[base] or (clock() - begun < limit and _goes_on(_turns(taken, base), clock() - start, seconds)):
             for name, run in runs.items():
                 taken[name].append(seconds_of(run, clock))
     finally:
         if collecting:
             gc.enable()
+    return _turns(taken, base)
+
+
+def _turns(taken: Mapping[str, list[float]], base: str) -> Turns:
     return Turns({name: tuple(times) for name, times in taken.items()}, base)
 
 
@@ -125,6 +136,26 @@ def seconds_of(run: Run, clock: Callable[[], float] = time.perf_counter) -> floa
     taken = clock() - start
     del result
     return taken
+
+
+@contextlib.contextmanager
+def computing_with(threads: int | None) -> Iterator[int]:
+    """Give torch a number of threads for as long as the block lasts.
+
+    Args:
+        threads: How many. None: as many as torch has.
+
+    Yields:
+        How many there are.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def fitted_exponent(seconds: Mapping[int, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +13,21 @@ from torch import Tensor
 
 from polyhead.attention import Attention, attend
 from polyhead.bench.cases import Case
-from polyhead.kernels import select
+from polyhead.kernels import common, select
 from polyhead.kernels.common import compute_dtype
 from polyhead.spec import AttentionSpec, Causal, Full
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[], Outputs]
 
-PLAIN_MATRICES = 6
-"""Score matrices of all heads for which the plain kernel needs room: it holds five at once, forward or backward."""
+SCORE_MATRICES = 6
+"""Matrices of scores for which a kernel that holds them needs room: plain has five at once, forward or backward."""
+
+SDPA_MATRICES = 3
+"""The same for PyTorch's SDPA where it forms them."""
+
+BESIDES = 2**26
+"""Bytes that a kernel may take beside tensors and matrices."""
 
 GIB = 2**30
 
@@ -115,20 +122,46 @@ class Work:
 
 def kernel_of(case: Case, dtype: torch.dtype) -> str:
     """Return the name of the kernel that ours runs a case on."""
-    asked = {"q_len": case.q_len, "kv_len": case.length, "dtype": dtype, "needs_grad": case.training}
-    return select.explain(case.attention, **asked).kernel  # type: ignore[arg-type]
+    return select.choose(_asked(case, dtype)).name
 
 
 def no_room(case: Case, dtype: torch.dtype) -> str | None:
     """Return why ours cannot run a case in the memory there is, or None."""
-    kernel, spec, entries = kernel_of(case, dtype), case.attention, case.q_len * case.length
-    if kernel == "plain":
-        matrix = spec.num_heads * spec.num_maps * entries * compute_dtype(dtype).itemsize
-        return lacking(PLAIN_MATRICES * matrix, f"on kernel {kernel}")
-    if kernel == "dense" and spec.pattern not in (Full(), Causal()):  # SDPA gets booleans and makes numbers of them
-        heads = spec.num_heads if spec.pattern.per_head else 1
-        return lacking(heads * entries * (2 + dtype.itemsize), f"for the mask on kernel {kernel}")
-    return None
+    return lacking(needed_bytes(case, dtype), f"on kernel {kernel_of(case, dtype)}")
+
+
+def needed_bytes(case: Case, dtype: torch.dtype) -> float:
+    """Return about how many bytes ours takes to run a case: its tensors, and matrices of all pairs where there are any.
+
+    A kernel that could return the weights holds the scores of all pairs, and no other does. PyTorch's SDPA makes
+    numbers of a mask, and forms the scores where keys and values differ in width.
+    """
+    asked, spec, pairs = _asked(case, dtype), case.attention, case.q_len * case.length
+    kernel = select.choose(asked)
+    needed = _tensor_bytes(case, dtype) + BESIDES
+    if kernel.refuse(dataclasses.replace(asked, weights=True)) is None:
+        return needed + SCORE_MATRICES * spec.num_heads * spec.num_maps * pairs * compute_dtype(dtype).itemsize
+    if kernel.name == "dense":
+        square = case.q_len in (1, case.length)
+        if spec.pattern != Full() and not (spec.pattern == Causal() and square):
+            needed += (spec.num_heads if spec.pattern.per_head else 1) * pairs * (2 + dtype.itemsize)
+        if spec.qk_head_dim != spec.v_head_dim:
+            needed += SDPA_MATRICES * spec.num_heads * pairs * dtype.itemsize
+    return needed
+
+
+def _asked(case: Case, dtype: torch.dtype) -> common.Case:
+    return common.Case(spec=case.attention, q_len=case.q_len, kv_len=case.length, dtype=dtype, needs_grad=case.training)
+
+
+def _tensor_bytes(case: Case, dtype: torch.dtype) -> int:
+    """Count queries, keys, values and output, a layer's input and output, and as many gradients in training."""
+    shapes = case.attention.input_shapes()
+    stored = sum(math.prod(shape) for name, shape in shapes.items() if name != "query" and shape)
+    asked = math.prod(shapes["query"] or ()) + case.attention.num_heads * case.attention.v_head_dim
+    around = 0 if case.layer is None else 2 * case.layer.embed_dim
+    numbers = case.length * (stored + around) + case.q_len * asked
+    return numbers * dtype.itemsize * (2 if case.training else 1)
 
 
 def lacking(needed: float, where: str) -> str | None:

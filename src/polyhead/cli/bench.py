@@ -10,9 +10,24 @@ import click
 from polyhead.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from polyhead.bench import Case, Record
+    from collections.abc import Iterable, Mapping
+    from typing import Literal
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+    from rich.table import Table
+
+    from polyhead.bench import Case, Record
+    from polyhead.bench.records import Line
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+WIDE = 132
+"""Columns from which a case and its peers fit into lines of one table."""
+
+NARROW = {"ours": 8, "against": None, "theirs": 8, "ratio": 19, "target": 14}
+"""The fields below a case's own line where there are fewer columns, and their widths."""
+
+LEFT = {"case", "kernel", "against", "target"}
+"""The fields that are words."""
 
 
 @click.command("bench", epilog="Exit code 1: something timed does not compute what it should.")
@@ -22,14 +37,14 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
     "--quick", is_flag=True, help="A first table in under 90 seconds: fewer cases, shorter inputs, no targets."
 )
 @click.option(
-    "--memory", is_flag=True, help="Measure peak memory too, of ours and the base, in processes of their own."
+    "--memory", is_flag=True, help="Measure peak memory too, of ours and the base, each in a process of its own."
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with.  [default: as many as torch takes]")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Dtype of the tensors.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    help="When to stop waiting for a quiet machine, for each case.  [default: 20, or 2 with --quick]",
+    help="When to stop waiting for a quiet machine, for each case.  [default: 20, or 1.5 with --quick]",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write JSON with every turn; - is stdout.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw time against length, as .png or .svg.")
@@ -58,44 +73,70 @@ def command(
       polyhead bench window linear --threads 2 --plot growth.png
       polyhead bench full --memory --json full.json
     """
-    from polyhead.bench.harness import run, selected
-    from polyhead.cli.common import write_file, writing
+    from polyhead.bench.harness import Interrupted, run, selected
 
     chosen = selected(cases or None, quick=quick)
     if listed:
         _list(chosen)
         return
+    _check_files(json_path, plot_path)
+    if plot_path is not None and not any(one.lengths for one in chosen):
+        there = ", ".join(one.name for one in selected(quick=quick) if one.lengths)
+        raise UnsupportedError(f"--plot draws cases that are timed at several lengths; add one of {there}")
+    try:
+        record = run(
+            cases or None,
+            quick=quick,
+            peers=peers,
+            dtype=dtype,
+            threads=threads,
+            seconds=seconds,
+            memory=memory,
+            progress=lambda text: click.echo(text, err=True),
+        )
+    except Interrupted as stop:
+        if str(json_path) != "-":
+            _print(stop.record)
+        click.echo(f"polyhead: {len(stop.record.rows)} of {len(chosen)} cases were timed; no file is written", err=True)
+        raise
+    _write(record, json_path, plot_path)
+    for name, reason in record.failures.items():
+        click.echo(f"polyhead: {name} failed: {reason}", err=True)
+    if record.failures:
+        click.get_current_context().exit(1)
+
+
+def _check_files(json_path: Path | None, plot_path: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is timed, for minutes."""
+    from polyhead.cli.common import writing
+    from polyhead.files import check_writable
+
     if plot_path is not None:
         from polyhead.bench.plot import check_plot
 
         check_plot(plot_path)
-        if not any(one.lengths for one in chosen):
-            there = ", ".join(one.name for one in selected(quick=quick) if one.lengths)
-            raise UnsupportedError(f"--plot draws cases that are timed at several lengths; add one of {there}")
-    record = run(
-        cases or None,
-        quick=quick,
-        peers=peers,
-        dtype=dtype,
-        threads=threads,
-        seconds=seconds,
-        memory=memory,
-        progress=lambda text: click.echo(text, err=True),
-    )
+    for option, path in (("--json", json_path), ("--plot", plot_path)):
+        if path is not None and str(path) != "-":
+            with writing(option, path):
+                check_writable(path)
+
+
+def _write(record: Record, json_path: Path | None, plot_path: Path | None) -> None:
+    from polyhead.cli.common import write_file, writing
+
+    if str(json_path) != "-":
+        _print(record)
     if json_path is not None:
         with writing("--json", json_path):
             write_file(json_path, record.to_json())
-    if str(json_path) != "-":
-        _print(record)
     if plot_path is not None:
-        from polyhead.bench.plot import draw
+        from polyhead.bench.plot import draw, grown
 
+        if not grown(record):
+            click.echo(f"polyhead: {plot_path} is not written: no case was timed at two lengths", err=True)
+            return
         with writing("--plot", plot_path):
             draw(record, plot_path)
-    if record.failures:
-        for name, reason in record.failures.items():
-            click.echo(f"polyhead: {name} failed: {reason}", err=True)
-        click.get_current_context().exit(1)
 
 
 def _list(cases: list[Case]) -> None:
@@ -105,7 +146,8 @@ def _list(cases: list[Case]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("case", "what", "direction", "keys", "peers, the base first"):
-        table.add_column(heading, justify="right" if heading == "keys" else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if heading == "keys" else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading == "case", overflow="fold")
     for one in cases:
         lengths = f"{one.length}" + (f" ({one.lengths[0]}–{one.lengths[-1]})" if one.lengths else "")
         table.add_row(one.name, one.title, one.direction, lengths, ", ".join(one.peers))
@@ -113,23 +155,41 @@ def _list(cases: list[Case]) -> None:
 
 
 def _print(record: Record) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from polyhead.bench.records import HEADINGS
+    from polyhead.bench.records import lines_of
     from polyhead.cli.common import console
 
     out = console()
     out.print(Text(f"{record.machine}, {record.dtype}"))
-    out.print(Text(record.ceiling_line(), style="dim"))
+    out.print(Text(f"{record.ceilings}", style="dim"))
     out.print()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    left = {"case", "kernel", "against", "target"}
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
-    for line in record.lines():
-        style = "red" if "not met" in line.target else "green" if line.target.endswith(" met") else ""
-        table.add_row(*(Text(text, style=style if name == "target" else "") for name, text in line._asdict().items()))
-    out.print(table)
+    if out.width >= WIDE:
+        out.print(_table(record.lines()))
+    for number, row in enumerate(record.rows if out.width < WIDE else ()):
+        first, *others = lines_of(row)
+        reached = f", {first.ceiling} of the ceiling" if first.ceiling else ""
+        out.print(Text(f"{row.case}, {row.kv_len} keys, on {row.kernel}{reached}"))
+        out.print(_table([first, *others], NARROW, header=number == 0))
     for note in record.notes():
         out.print(Text(note, style="dim"))
+
+
+def _table(lines: Iterable[Line], widths: Mapping[str, int | None] | None = None, *, header: bool = True) -> Table:
+    """Return lines as a table, of all fields or of those that have a width."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from polyhead.bench.records import HEADINGS
+
+    fields = HEADINGS._fields if widths is None else tuple(widths)
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=header, expand=widths is not None)
+    for field in fields:
+        justify: Literal["left", "right"] = "left" if field in LEFT else "right"
+        width = None if widths is None else widths[field]
+        ratio = 1 if widths is not None and width is None else None
+        table.add_column(getattr(HEADINGS, field), justify=justify, overflow="fold", width=width, ratio=ratio)
+    for line in lines:
+        style = "red" if "not met" in line.target else "green" if line.target.endswith(" met") else ""
+        table.add_row(*(Text(getattr(line, field), style=style if field == "target" else "") for field in fields))
+    return table

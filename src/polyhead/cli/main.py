@@ -23,7 +23,12 @@ COMMANDS = {
 }
 """Each command and its line in the help, here so that the help imports none of them."""
 
-EXTRAS = {"torch": ("torch",), "hf": ("torch", "transformers", "gguf", "accelerate"), "plot": ("matplotlib",)}
+EXTRAS = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers", "gguf", "accelerate"),
+    "plot": ("matplotlib",),
+    "bench": ("transformers", "matplotlib", "x-transformers", "fla-core"),
+}
 """The packages whose presence makes an extra."""
 
 
@@ -68,6 +73,7 @@ def cli() -> None:
       polyhead compare --model smollm2 --text "The cat sat on the mat"
       polyhead explain gqa --q-len 1 --kv-len 8192   which kernel runs it
       polyhead generate smollm2 "The capital of France is"
+      polyhead bench --quick                         what they cost on this machine
     """
 
 
