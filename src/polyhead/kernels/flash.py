@@ -130,17 +130,19 @@ def forward(query: Tensor, key: Tensor, value: Tensor, tiles: Iterator[Tile], sc
             if rows.shape == output.shape and tile.part == "whole":
                 return rows, sums
             if tile.part == "more":
-                rows, sums = _joined(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
+                _join(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
+                continue
             _rows_of(out, tile).copy_(rows)
             _rows_of(row_lse, tile).copy_(sums)
     return output, lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
-def _joined(rows: Tensor, sums: Tensor, more_rows: Tensor, more_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and log-sum-exp over the keys of both."""
+def _join(rows: Tensor, sums: Tensor, more_rows: Tensor, more_sums: Tensor) -> None:
+    """Change the output and the log-sum-exps of some keys into those of more keys too."""
     total = torch.logaddexp(sums, more_sums)
-    share = (more_sums - total).exp_().masked_fill_(total == -torch.inf, 0.0)
-    return torch.lerp(rows.to(share.dtype), more_rows.to(share.dtype), share.unsqueeze(-1)), total
+    share = more_sums.sub_(total).exp_().masked_fill_(total == -torch.inf, 0.0)
+    rows.lerp_(more_rows, share.unsqueeze(-1))
+    sums.copy_(total)
 
 
 class _Tiled(torch.autograd.Function):
@@ -191,10 +193,13 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     contiguous = torch.contiguous_format
     query, num_heads = inputs[0], inputs[0].shape[1]
-    grad_query = torch.zeros_like(query, dtype=lse.dtype, memory_format=contiguous)
+    grad_query = torch.empty_like(query, dtype=lse.dtype, memory_format=contiguous)
     sums: list[Tensor] | None = None
     step = getattr(torch.ops.aten, f"{_FORWARD}_backward")
     for tile in tiles:
+        if _is_empty(tile):
+            grad_query[:, :, tile.queries] = 0.0
+        is_first = tile.part != "more"
         for part in _parts(tile):
             if sums is None:
                 sums = [torch.zeros_like(x, dtype=lse.dtype, memory_format=contiguous) for x in inputs[1:]]
@@ -204,9 +209,11 @@ def _backward(
                 rows = [_some(x, part) for x in (grad, q, out, row_lse)]
                 met = [_met(x, part, num_heads) for x in (k, v)]
                 some, *grads = step(*rows[:2], *met, *rows[2:], 0.0, part.causal, attn_mask=part.mask, scale=scale)
-                _rows_of(to_query, part).add_(_turned(some, part))
+                held, some = _rows_of(to_query, part), _turned(some, part)
+                held.copy_(some) if is_first else held.add_(some)
                 for total, more in zip(totals, grads, strict=True):
                     _add(total, more, part, num_heads)
+            is_first = False
     if sums is None:  # no query meets a key
         sums = [torch.zeros_like(x) for x in inputs[1:]]
     return tuple(grad.to(x.dtype) for grad, x in zip((grad_query, *sums), inputs, strict=True))

@@ -43,8 +43,8 @@ def formed(call: Call, heads: range) -> Iterator[Tile]:
     rest: list[Tile] = []
     start = 0
     while start < call.case.q_len:
-        stop = min(start + _rows(call, start, heads), call.case.q_len)
-        tile, *more = _tiles(call, slice(start, stop), heads, made)
+        stop, layout = _stop(call, start, heads)
+        tile, *more = _tiles(call, slice(start, stop), heads, made, layout)
         yield tile
         rest.extend(more)
         start = stop
@@ -96,8 +96,13 @@ def _gathered(call: Call, queries: slice, heads: range, units: NDArray[np.int64]
     return Tile(queries, torch.from_numpy(runs)[None], mask, unit=size)
 
 
-def _tiles(call: Call, queries: slice, heads: range, made: dict[Any, Tensor | None]) -> list[Tile]:
-    layouts = [_layout(call, queries, head) for head in (heads if _apart(call) else range(1))]
+def _tiles(
+    call: Call, queries: slice, heads: range, made: dict[Any, Tensor | None], layout: list[KeyRange] | None
+) -> list[Tile]:
+    if _apart(call):
+        layouts = [_layout(call, queries, head) for head in heads]
+    else:
+        layouts = [_layout(call, queries, 0) if layout is None else layout]
     if not any(layouts):
         return [Tile(queries, ())]
     if len(layouts) > 1:
@@ -131,23 +136,25 @@ def _layout(call: Call, queries: slice, head: int) -> list[KeyRange]:
     return case.spec.pattern.key_ranges(first + queries.start, first + queries.stop, kv_len=case.kv_len, head=head)
 
 
-def _rows(call: Call, start: int, heads: range) -> int:
-    """Return how many queries from one on a tile takes: an aligned run of those that see alike, unless it is long."""
-    case, pattern = call.case, call.case.spec.pattern
+def _stop(call: Call, start: int, heads: range) -> tuple[int, list[KeyRange] | None]:
+    """Return where a tile ends: with an aligned run of queries that see alike, unless its mask would be too large.
+
+    Returns:
+        One past its last query, and its layout for the first head, if it was looked at.
+    """
+    case, pattern, rows = call.case, call.case.spec.pattern, MOST_ROWS
+    if case.aligned:
+        rows = min(pattern.unit if pattern.unit >= ROWS // 4 else -(-ROWS // pattern.unit) * pattern.unit, rows)
+        rows -= (case.kv_len - case.q_len + start) % rows
+    stop = min(start + rows, case.q_len)
+    layout = _layout(call, slice(start, stop), 0)
     has_bias = isinstance(case.spec.position, Alibi | RelativeBias)
-    batch = len(call.query) if case.key_mask or case.segments or not case.aligned else 1
-    if not case.aligned:
-        rows, width = MOST_ROWS, case.kv_len
-    else:
-        position = case.kv_len - case.q_len + start
-        rows = min(pattern.unit if pattern.unit >= ROWS // 4 else -(-ROWS // pattern.unit) * pattern.unit, MOST_ROWS)
-        rows -= position % rows
-        layout = pattern.key_ranges(position, position + rows, kv_len=case.kv_len)
-        width = sum(some.stop - some.start for some in layout)
-        if batch == 1 and not has_bias and all(some.state is BlockState.FULL for some in layout):
-            return rows
-    num_heads = len(heads) if has_bias or pattern.per_head else 1
-    return max(1, min(rows, MASK_ELEMENTS // max(1, batch * num_heads * width)))
+    is_even = case.aligned and not (case.key_mask or case.segments)
+    if is_even and not has_bias and all(some.state is BlockState.FULL for some in layout):
+        return stop, layout
+    masks = (1 if is_even else len(call.query)) * (len(heads) if has_bias or pattern.per_head else 1)
+    most = MASK_ELEMENTS // max(1, masks * sum(some.stop - some.start for some in layout))
+    return (stop, layout) if stop - start <= most else (start + max(1, most), None)
 
 
 def _groups(layout: list[KeyRange]) -> list[list[KeyRange]]:

@@ -105,12 +105,11 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
         low, high = int(low), int(high)
         mask = None
         if vector is not None:
-            shape = (1, len(vector), stop - start, high - low)
-            begin = case.kv_len + low - (first + stop)  # of the last query's distance from the lowest key
-            view = vector.as_strided(shape, (0, vector.stride(0), 1, 1), vector.storage_offset() + begin)
-            if (begin, shape) not in masks:  # a small one is turned round once, instead of all queries
-                masks[begin, shape] = view.flip(2) if step == BAND_ROWS else view
-            mask = masks[begin, shape]
+            view = _toeplitz(case, vector, queries, slice(low, high))
+            name = (view.storage_offset(), view.shape)
+            if name not in masks:  # a small one is turned round once, instead of all queries
+                masks[name] = view.flip(2) if step == BAND_ROWS else view
+            mask = masks[name]
         yield Tile(queries, (slice(low, high),), mask, flipped=mask is not None and step == WIDE_ROWS)
 
 
@@ -124,6 +123,13 @@ def _staircase(case: Case) -> Iterator[Tile]:
     for queries in steps:
         if first + queries.start:
             yield Tile(queries, (slice(0, first + queries.start),), part="more")
+
+
+def _toeplitz(case: Case, vector: Tensor, queries: slice, keys: slice) -> Tensor:
+    """Return the mask of some pairs, ``[1, heads or 1, queries, keys]``, a view; the last query comes first."""
+    shape = (1, len(vector), queries.stop - queries.start, keys.stop - keys.start)
+    begin = case.q_len + keys.start - queries.stop  # of the last query's distance from the lowest key
+    return vector.as_strided(shape, (0, vector.stride(0), 1, 1), vector.storage_offset() + begin)
 
 
 def together(call: Call, tiles: Iterator[Tile]) -> Iterator[Tile]:
