@@ -5,7 +5,7 @@ would write, and then exits with 1.
 
 In a page written by hand, the text block below a line ``<!-- $ polyhead list -->`` is what that command prints, and
 the one below ``<!-- >>> -->`` what the Python block before it prints; the table below ``<!-- models NAME -->`` is that
-of ``scripts/model_table.py``. A page's blocks run from top to bottom, in one empty folder and with one set of Python
+of ``scripts/model_table.py``, and below ``<!-- bench CASE -->`` that of ``scripts/bench_table.py``. A page's blocks run from top to bottom, in one empty folder and with one set of Python
 names, as a reader would type them.
 """
 
@@ -52,8 +52,11 @@ RUN = re.compile(
 )
 """A Python block, or a marker with the text block below it."""
 
-TABLE = re.compile(r"^(?P<marker><!-- models (?P<names>[^\n]+) -->\n)(?:\|[^\n]*\n)*", re.MULTILINE)
-"""A marker with the table of models below it."""
+TABLE = re.compile(r"^(?P<marker><!-- (?P<script>models|bench) (?P<names>[^\n]+) -->\n)(?:\|[^\n]*\n)*", re.MULTILINE)
+"""A marker with the table of models, or of measurements, below it."""
+
+TABLES = {"models": "model_table.py", "bench": "bench_table.py"}
+"""What makes the table of each marker."""
 
 Page = Callable[[], str]
 
@@ -151,15 +154,15 @@ def with_outputs(text: str) -> str:
         shown = printed if what == ">>>" else f"{what}\n{command_output(what[2:])}"
         return f"{found['marker']}{fenced('text', shown)}\n"
 
-    text = TABLE.sub(lambda found: f"{found['marker']}{models_table(found['names'].split())}\n", text)
+    text = TABLE.sub(lambda found: f"{found['marker']}{table(found['script'], found['names'].split())}\n", text)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         return RUN.sub(replace, text)
 
 
-def models_table(names: Sequence[str]) -> str:
-    """Return what ``python scripts/model_table.py NAME ...`` prints."""
-    table: str = runpy.run_path(str(ROOT / "scripts" / "model_table.py"))["table"](names)
-    return table
+def table(kind: str, names: Sequence[str]) -> str:
+    """Return what a script of `TABLES` prints for some names."""
+    printed: str = runpy.run_path(str(ROOT / "scripts" / TABLES[kind]))["table"](names)
+    return printed
 
 
 def python_output(source: str, names: dict[str, object]) -> str:
@@ -213,6 +216,7 @@ PAGES: Mapping[str, Page] = {
     "docs/exercises.md": functools.partial(page_by_hand, "docs/exercises.md"),
     "docs/run-your-model.md": functools.partial(page_by_hand, "docs/run-your-model.md"),
     "docs/real-models.md": functools.partial(page_by_hand, "docs/real-models.md"),
+    "docs/how-it-is-fast.md": functools.partial(page_by_hand, "docs/how-it-is-fast.md"),
     "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
     "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),
 }
