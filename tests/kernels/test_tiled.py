@@ -34,6 +34,8 @@ PATTERNS = {
     | ph.SlidingWindow.causal(20),
     "BigBird": ph.BigBird(radius=1, num_global=2, num_random=3, block=32, span="all"),
     "causal BigBird": ph.BigBird(radius=1, num_global=2, num_random=3, block=32) & ph.Causal(),
+    "some links of the first tokens": ph.Global(first=64) & ph.RandomLinks(per_query=3, seed=0, block=32, span="all"),
+    "both ends and links": ph.Global(first=32, last=32) | ph.RandomLinks(per_query=1, seed=0, block=32, span="all"),
     "BigBird by token": ph.BigBird(radius=5, num_global=2, num_random=3),
     "links": ph.Links(table=(tuple((i, i // 2) for i in range(150)),) * 4),
 }
@@ -84,7 +86,7 @@ def check(inputs: Inputs, dtype: torch.dtype = torch.float64) -> None:
         assert_close(ours[name], tensor, dtype, what=name)
 
 
-@pytest.mark.parametrize("lengths", [(150, 150), (40, 151), (40, 30)], ids=str)
+@pytest.mark.parametrize("lengths", [(150, 150), (160, 160), (40, 151), (40, 30)], ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_gives_what_the_whole_matrix_gives(pattern: str, lengths: tuple[int, int]) -> None:
     spec = of(PATTERNS[pattern], ph.Rotary())

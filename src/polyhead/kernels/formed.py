@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyhead.kernels.common import EVERY, Call, allowed_pairs
+from polyhead.kernels.common import Call, allowed_pairs
 from polyhead.kernels.flash import Part, Tile, joins_exactly
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Pattern, RelativeBias
 from polyhead.spec.ranges import BlockState, KeyRange
+
+Keys = Tensor | list[slice | Tensor]
+"""Numbers of keys ``[heads, keys]``; or one part of the keys, for all heads."""
 
 MASK_ELEMENTS = 2**22
 """Most elements of a mask that is formed, 16 MiB in float32."""
@@ -75,8 +78,8 @@ def _by_unit(call: Call, heads: range, units: Pattern) -> Iterator[Tile]:
         )
         for index, unit in enumerate(range(start - first, stop - first)):
             rows = slice(unit * size, min((unit + 1) * size, case.q_len))
-            if lists[0].every[index]:  # of no head in particular: global tokens are those of all heads
-                yield Tile(rows, (slice(0, case.kv_len),), _mask(call, rows, heads, [EVERY], None, partial=False))
+            if any(own.every[index] for own in lists):  # any number of keys is not on a list
+                yield from _tiles(call, rows, heads, {}, None)
             elif (keys[:, index] >= 0).any():
                 yield _gathered(call, rows, heads, keys[:, index], num_units)
             else:
@@ -87,13 +90,14 @@ def _gathered(call: Call, queries: slice, heads: range, units: NDArray[np.int64]
     """Return a tile whose heads each see runs of keys of their own, ``[heads, most]``; -1 is none."""
     case, size = call.case, call.case.spec.pattern.unit
     runs = np.maximum(units, 0)
-    numbers = torch.from_numpy((runs[..., None] * size + np.arange(size)).reshape(len(units), -1))
+    numbers = (runs[..., None] * size + np.arange(size)).reshape(len(units), -1)
     there = None
     if units.min() < 0 or (case.kv_len % size and units.max() == num_units - 1):
-        there = torch.from_numpy(units >= 0).repeat_interleave(size, dim=1) & (numbers < case.kv_len)
-        numbers = numbers.clamp(max=case.kv_len - 1)
-    mask = _mask(call, queries, heads, list(numbers), there, partial=False)
-    return Tile(queries, torch.from_numpy(runs)[None], mask, unit=size)
+        there = torch.from_numpy((units >= 0).repeat(size, axis=1) & (numbers < case.kv_len))
+    keys = torch.from_numpy(np.minimum(numbers, case.kv_len - 1))
+    return Tile(
+        queries, torch.from_numpy(runs)[None], _mask(call, queries, heads, keys, there, partial=False), unit=size
+    )
 
 
 def _tiles(
@@ -101,6 +105,8 @@ def _tiles(
 ) -> list[Tile]:
     if _apart(call):
         layouts = [_layout(call, queries, head) for head in heads]
+        if all(own == layouts[0] for own in layouts):
+            layouts = layouts[:1]
     else:
         layouts = [_layout(call, queries, 0) if layout is None else layout]
     if not any(layouts):
@@ -108,7 +114,7 @@ def _tiles(
     if len(layouts) > 1:
         numbers, there = _padded(layouts)
         partial = any(some.state is BlockState.PARTIAL for layout in layouts for some in layout)
-        return [Tile(queries, numbers[None], _mask(call, queries, heads, list(numbers), there, partial=partial))]
+        return [Tile(queries, numbers[None], _mask(call, queries, heads, numbers, there, partial=partial))]
     name = _name(call, queries, layouts[0])
     tiles = []
     groups = _groups(layouts[0]) if joins_exactly(call.case) else [layouts[0]]
@@ -217,7 +223,7 @@ def _padded(layouts: list[list[KeyRange]]) -> tuple[Tensor, Tensor | None]:
 
 
 def _mask(
-    call: Call, queries: slice, heads: range, keys: list[slice | Tensor], there: Tensor | None, *, partial: bool
+    call: Call, queries: slice, heads: range, keys: Keys, there: Tensor | None, *, partial: bool
 ) -> Tensor | None:
     """Return a tile's mask ``[batch or 1, heads or 1, queries or 1, keys]``, or None if all of its pairs meet."""
     case, spec = call.case, call.case.spec
@@ -237,7 +243,7 @@ def _mask(
     return torch.zeros((), dtype=dtype, device=call.query.device).masked_fill(~allowed, -torch.inf)
 
 
-def _bias(call: Call, queries: slice, heads: range, keys: list[slice | Tensor]) -> Tensor:
+def _bias(call: Call, queries: slice, heads: range, keys: Keys) -> Tensor:
     """Return the bias of some pairs, ``[batch or 1, heads, queries, keys]``."""
     spec, query_positions = call.case.spec, call.query_positions[:, queries]
     dtype = torch.promote_types(call.case.dtype, torch.float32)

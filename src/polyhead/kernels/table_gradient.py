@@ -24,6 +24,9 @@ from polyhead.spec import Band
 ROWS = 128
 """Queries whose score gradients are formed at once."""
 
+MOST_BYTES = 2**23
+"""Size of the queries of some heads that are taken at once: outputs as large are formed."""
+
 MOST_ELEMENTS = 2**22
 """Most score gradients that are formed at once."""
 
@@ -56,15 +59,29 @@ def table_gradient(call: Call, bias: Tensor, sinks: Tensor | None, *tensors: Ten
     Returns:
         ``[heads, distances]``; what is far stands at one distance of its entry.
     """
-    given, origin = Backward(*tensors), call.case.kv_len - 1
-    delta = given.delta
+    given = Backward(*tensors)
+    num_kv_heads = given.key.shape[1]
+    group = len(bias) // num_kv_heads
+    at_once = max(1, MOST_BYTES // (given.query[:, :group].numel() * given.query.element_size()))
+    found = []
+    for start in range(0, num_kv_heads, at_once):
+        keys = slice(start, min(start + at_once, num_kv_heads))
+        own = slice(keys.start * group, keys.stop * group)
+        by_key = {name: getattr(given, name)[:, keys] for name in ("key", "value")}
+        some = Backward(**{name: x[:, own] for name, x in given._asdict().items()} | by_key)
+        found.append(_of_heads(call, bias[own].detach(), None if sinks is None else sinks[own], some))
+    return torch.cat(found)
+
+
+def _of_heads(call: Call, bias: Tensor, sinks: Tensor | None, given: Backward) -> Tensor:
+    origin, delta = call.case.kv_len - 1, given.delta
     (lowest, highest), (low, high) = _distances(call)
-    total = _near(call, bias.detach(), (low, high), given, delta)
+    total = _near(call, bias, (low, high), given, delta)
     rest = -total.sum(dim=1)
     if sinks is not None:
         rest = rest + ((sinks[:, None] - given.lse).exp() * delta).sum(dim=(0, 2))
     if low > lowest and high < highest:
-        left = _far_left(call, bias.detach(), low - 1, given, delta)
+        left = _far_left(call, bias, low - 1, given, delta)
         total[:, lowest + origin] += left
         rest = rest - left
     if high < highest:
