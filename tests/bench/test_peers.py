@@ -140,6 +140,14 @@ def test_bigbird_draws_once_and_keeps_its_blocks(length: int) -> None:
     assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
+@pytest.mark.parametrize("length", [768, 1024])
+def test_bigbirds_own_blocks_are_ours_at_each_of_its_ways_to_draw(length: int) -> None:
+    """At 1024 tokens it draws for 4096 and uses the first."""
+    work = Work.of(case("bigbird-layer").at(length), torch.float64)
+    made = built(work, "bigbird")
+    assert_close(work.ours(made.spec)()[0], made.run()[0], torch.float64)
+
+
 # --- reasons -------------------------------------------------------------------------------------
 
 
