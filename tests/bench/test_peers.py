@@ -140,6 +140,20 @@ def test_bigbird_draws_once_and_keeps_its_blocks(length: int) -> None:
     assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
+@pytest.mark.parametrize("length", [768, 3072])
+def test_bigbirds_own_blocks_are_ours_at_each_of_its_ways_to_draw(length: int) -> None:
+    """At 3072 tokens it draws for 4096 and uses the first."""
+    work = Work.of(case("bigbird-layer").at(length), torch.float64)
+    made = built(work, "bigbird")
+    assert_close(work.ours(made.spec)()[0], made.run()[0], torch.float64)
+
+
+def test_bigbird_is_left_out_where_it_counts_a_block_twice() -> None:
+    pytest.importorskip("transformers", reason="the peer is transformers, which is not installed")
+    made = PEERS["bigbird"].build(Work.of(case("bigbird-layer").at(1024), torch.float32))
+    assert made == "at 1024 tokens BigBird draws the last block, which every query sees, and counts it twice"
+
+
 # --- reasons -------------------------------------------------------------------------------------
 
 
