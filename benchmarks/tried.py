@@ -23,6 +23,7 @@ import polyhead as ph
 from polyhead.kernels import blockwise, flash, formed, linear, tiles
 
 TURNS = 7
+HEADER = {"schema": 1, "benchmark": "tried"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,7 @@ def main() -> None:
         sys.stderr.write(f"{trial.what}, {trial.length:,} tokens\n")
         rows += measured(trial)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    text = json.dumps({"machine": machine, "rows": rows}, indent=2) if "--json" in sys.argv else table(rows)
+    text = json.dumps({**HEADER, "machine": machine, "rows": rows}, indent=2) if "--json" in sys.argv else table(rows)
     sys.stdout.write(text + "\n")
 
 

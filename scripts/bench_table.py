@@ -16,7 +16,7 @@ from polyhead.bench.records import Line, Record, lines_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TRIED = BENCHMARKS / "results" / "tried.json"
-HEADER = ("case", "tokens", "ours, ms", "of the ceiling", "beside", "ours / it", "meant to be", "MiB, ours / its")
+HEADER = ("case", "tokens", "ours, ms", "of the ceiling", "beside", "ours / it", "meant to be")
 
 
 def table(names: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def measured(name: str) -> Iterator[Line]:
 
 def cells(line: Line) -> tuple[str, ...]:
     """Return a line's cells, of those in the header."""
-    return (line.case, line.keys, line.ours, line.ceiling, line.against, line.ratio, line.target, line.memory)
+    return (line.case, line.keys, line.ours, line.ceiling, line.against, line.ratio, line.target)
 
 
 if __name__ == "__main__":

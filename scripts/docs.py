@@ -5,8 +5,8 @@ would write, and then exits with 1.
 
 In a page written by hand, the text block below a line ``<!-- $ polyhead list -->`` is what that command prints, and
 the one below ``<!-- >>> -->`` what the Python block before it prints; the table below ``<!-- models NAME -->`` is that
-of ``scripts/model_table.py``, and below ``<!-- bench CASE -->`` that of ``scripts/bench_table.py``. A page's blocks run from top to bottom, in one empty folder and with one set of Python
-names, as a reader would type them.
+of ``scripts/model_table.py``, and below ``<!-- bench CASE -->`` that of ``scripts/bench_table.py``. A page's blocks run
+from top to bottom, in one empty folder and with one set of Python names, as a reader would type them.
 """
 
 from __future__ import annotations
