@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyhead.position import rotary
 from polyhead.spec import AttentionSpec, Differential, Latent, Linear, Rotary
+from polyhead.spec.position import ShawBias
 from polyhead.storage import grouped, latent
 
 EVERY = slice(None)
@@ -108,6 +109,17 @@ class Kernel(NamedTuple):
 def rotates_in_kernel(spec: AttentionSpec) -> bool:
     """Whether RoPE cannot be applied before the kernel: linear's features come first, or each query turns all keys."""
     return isinstance(spec.position, Rotary) and (isinstance(spec.weighting, Linear) or spec.position.per_query)
+
+
+def beyond_flash(spec: AttentionSpec) -> str | None:
+    """Return why attention that forgets each score as it goes does not compute a spec, or None."""
+    if isinstance(spec.weighting, Differential) and spec.weighting.form == "clipped":
+        return "clipping needs the weights of both maps at once"
+    if isinstance(spec.position, ShawBias):
+        return "Shaw's bias goes by the query, not by the distance alone"
+    if rotates_in_kernel(spec):
+        return "each query meets keys rotated by frequencies of its own"
+    return None
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -20,15 +20,14 @@ from polyhead.kernels.common import (
     Case,
     Kernel,
     allowed_pairs,
+    beyond_flash,
     compute_dtype,
     confined,
     keys_and_values,
     not_finite,
-    rotates_in_kernel,
 )
 from polyhead.position import relative
 from polyhead.spec import Alibi, AttentionSpec, Differential, Linear, RelativeBias, Softmax
-from polyhead.spec.position import ShawBias
 from polyhead.storage import grouped
 
 FEWEST_PAIRS = 2**16
@@ -54,13 +53,7 @@ def refuse(case: Case) -> str | None:
 def _unknown_to_it(spec: AttentionSpec) -> str | None:
     if isinstance(spec.weighting, Linear):
         return "FlexAttention's weights are a softmax"
-    if isinstance(spec.weighting, Differential) and spec.weighting.form == "clipped":
-        return "clipping needs the weights of both maps at once"
-    if isinstance(spec.position, ShawBias):
-        return "Shaw's bias goes by the query, not by the distance alone"
-    if rotates_in_kernel(spec):
-        return "each query meets keys rotated by frequencies of its own"
-    return None
+    return beyond_flash(spec)
 
 
 def _does_not_give(case: Case) -> str | None:

@@ -19,15 +19,14 @@ from polyhead.kernels.common import (
     Case,
     Kernel,
     allowed_pairs,
+    beyond_flash,
     compute_dtype,
     confined,
     keys_and_values,
     not_finite,
-    rotates_in_kernel,
 )
 from polyhead.kernels.table_gradient import table_gradient
 from polyhead.spec import AttentionSpec, Band, Differential, Latent, Linear, RelativeBias, Softmax
-from polyhead.spec.position import ShawBias
 from polyhead.storage import grouped, latent
 
 COPIED_BYTES = 2**24
@@ -51,13 +50,7 @@ def _unknown_to_a_tile(spec: AttentionSpec) -> str | None:
         return "a tile's weights are a softmax"
     if isinstance(spec.weighting, Softmax) and spec.weighting.softcap is not None:
         return "the operator behind it has no softcap"
-    if isinstance(spec.weighting, Differential) and spec.weighting.form == "clipped":
-        return "clipping needs the weights of both maps at once"
-    if isinstance(spec.position, ShawBias):
-        return "Shaw's bias goes by the query, not by the distance alone"
-    if rotates_in_kernel(spec):
-        return "each query meets keys rotated by frequencies of its own"
-    return None
+    return beyond_flash(spec)
 
 
 def _no_tile_gives(case: Case) -> str | None:
