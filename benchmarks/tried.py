@@ -106,6 +106,12 @@ TRIALS = (
         heads(pattern=BIGBIRD),
         4096,
     ),
+    Trial(
+        "bytes of keys gathered for one call, BigBird",
+        spec=heads(pattern=BIGBIRD),
+        length=4096,
+        **sizes((tiles, "GATHERED_BYTES"), 0, 2**23, 2**25),
+    ),
     Trial("tokens in a chunk of linear attention", spec=LINEAR, length=32768, **sizes((linear, "CHUNK"), 32, 128, 256)),
     Trial(
         "elements of features at once in linear attention",

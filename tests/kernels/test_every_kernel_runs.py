@@ -257,7 +257,8 @@ def smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("formed.MASK_ELEMENTS", "table_gradient.MOST_ELEMENTS", "blockwise.BLOCK_ELEMENTS"):
         monkeypatch.setattr(f"polyhead.kernels.{name}", 2**18)
     monkeypatch.setattr("polyhead.kernels.tiled.COPIED_BYTES", 2**18)
-    monkeypatch.setattr("polyhead.kernels.tiles.TOGETHER_BYTES", 2**18)
+    for name in ("TOGETHER_BYTES", "GATHERED_BYTES"):
+        monkeypatch.setattr(f"polyhead.kernels.tiles.{name}", 2**18)
 
 
 @pytest.mark.usefixtures("smaller_pieces")

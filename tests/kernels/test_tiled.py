@@ -109,6 +109,7 @@ def test_every_stack(
     stack: str, pattern: str, copied: int, lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "COPIED_BYTES", copied)
+    monkeypatch.setattr(formed, "NUMBERED_KEYS", copied)
     monkeypatch.setattr(tiles, "WIDE_ROWS", 64)
     position = ph.Alibi() if lengths[0] == 70 else None
     check(Inputs.draw(of(PATTERNS[pattern], position, stack), 2, q_len=lengths[0], kv_len=lengths[1]))

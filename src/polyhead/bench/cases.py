@@ -307,6 +307,14 @@ CASES: tuple[Case, ...] = (
         targets=_at_most(sdpa=0.4, memory=MOST_MEMORY),
     ),
     Case(
+        name="mla-expanded",
+        title="MLA prefill, its keys of 192 and values of 128 expanded before",
+        spec=AttentionSpec(storage=Grouped(num_heads=16, head_dim=192, v_head_dim=128), pattern=Causal()),
+        length=2048,
+        peers=("sdpa",),
+        targets=_at_most(sdpa=0.4, memory=MOST_MEMORY),
+    ),
+    Case(
         name="mla-layer",
         title="MLA prefill, 16 heads, keys 128+64, values 128, RoPE, layer",
         spec=LayerSpec(

@@ -22,6 +22,9 @@ Keys = Tensor | list[slice | Tensor]
 MASK_ELEMENTS = 2**22
 """Most elements of a mask that is formed, 16 MiB in float32."""
 
+NUMBERED_KEYS = 2**20
+"""Keys that are numbered at once, of all heads; 8 MiB."""
+
 ROWS = 128
 """Queries in a tile at least, if they are treated alike in runs of fewer."""
 
@@ -68,36 +71,39 @@ def _by_unit(call: Call, heads: range, units: Pattern) -> Iterator[Tile]:
     case, size = call.case, call.case.spec.pattern.unit
     num_units = -(-case.kv_len // size)
     first = (case.kv_len - case.q_len) // size
-    at_once = max(1, MASK_ELEMENTS // (len(heads) * (units.degree or 1)))
+    at_once = max(1, NUMBERED_KEYS // (len(heads) * (units.degree or 1) * size))
     for start in range(first, num_units, at_once):
         stop = min(start + at_once, num_units)
         lists = [units.neighbours(start, stop, kv_len=num_units, head=head) for head in heads]
         width = max(own.keys.shape[1] for own in lists)
-        keys = np.stack(
-            [np.pad(own.keys, ((0, 0), (0, width - own.keys.shape[1])), constant_values=-1) for own in lists]
+        runs = np.stack(
+            [np.pad(own.keys, ((0, 0), (0, width - own.keys.shape[1])), constant_values=-1) for own in lists], axis=1
         )
+        every = np.any([own.every for own in lists], axis=0)  # any number of keys is not on a list
+        numbers, there = _numbered(runs, size, case.kv_len)
+        all_there, some_there = there.all(dim=(1, 2)).tolist(), there.any(dim=(1, 2)).tolist()
+        chosen = torch.from_numpy(np.maximum(runs, 0))
         for index, unit in enumerate(range(start - first, stop - first)):
             rows = slice(unit * size, min((unit + 1) * size, case.q_len))
-            if any(own.every[index] for own in lists):  # any number of keys is not on a list
+            if every[index]:
                 yield from _tiles(call, rows, heads, {}, None)
-            elif (keys[:, index] >= 0).any():
-                yield _gathered(call, rows, heads, keys[:, index], num_units)
+            elif some_there[index]:
+                met = None if all_there[index] else there[index]
+                mask = _mask(call, rows, heads, numbers[index], met, partial=False)
+                yield Tile(rows, chosen[index : index + 1], mask, unit=size)
             else:
                 yield Tile(rows, ())
 
 
-def _gathered(call: Call, queries: slice, heads: range, units: NDArray[np.int64], num_units: int) -> Tile:
-    """Return a tile whose heads each see runs of keys of their own, ``[heads, most]``; -1 is none."""
-    case, size = call.case, call.case.spec.pattern.unit
-    runs = np.maximum(units, 0)
-    numbers = (runs[..., None] * size + np.arange(size)).reshape(len(units), -1)
-    there = None
-    if units.min() < 0 or (case.kv_len % size and units.max() == num_units - 1):
-        there = torch.from_numpy((units >= 0).repeat(size, axis=1) & (numbers < case.kv_len))
-    keys = torch.from_numpy(np.minimum(numbers, case.kv_len - 1))
-    return Tile(
-        queries, torch.from_numpy(runs)[None], _mask(call, queries, heads, keys, there, partial=False), unit=size
-    )
+def _numbered(runs: NDArray[np.int64], size: int, kv_len: int) -> tuple[Tensor, Tensor]:
+    """Return the keys of some runs ``[units, heads, runs]`` as ``[units, heads, keys]``, and which of them are there.
+
+    -1 is no run, and the last one may be cut short.
+    """
+    numbers = np.maximum(runs, 0)[..., None] * size + np.arange(size)
+    there = (runs >= 0)[..., None] & (numbers < kv_len)
+    flat = (*runs.shape[:2], -1)
+    return torch.from_numpy(np.minimum(numbers, kv_len - 1).reshape(flat)), torch.from_numpy(there.reshape(flat))
 
 
 def _tiles(

@@ -111,7 +111,8 @@ def _heads_at_once(call: Call) -> int:
     if isinstance(spec.storage, Latent) or spec.qk_head_dim != spec.v_head_dim:
         width = max(spec.qk_head_dim, spec.v_head_dim)
         size = len(call.key) * call.case.kv_len * width * (spec.num_maps + 1) * call.case.dtype.itemsize
-        return max(1, COPIED_BYTES // size)
+        turns = -(-spec.num_kv_heads // max(1, COPIED_BYTES // size))
+        return -(-spec.num_kv_heads // turns)  # alike in size, so that threads share each turn evenly
     return spec.num_kv_heads
 
 

@@ -27,6 +27,9 @@ BAND_ROWS = 128
 TOGETHER_BYTES = 2**23
 """What the keys of tiles that are computed together take at most; fewer calls cost less, most of all on busy cores."""
 
+GATHERED_BYTES = 2**21
+"""The same where the keys are gathered, which is to be found in a processor's own cache when it is computed with."""
+
 WIDE_ROWS = 768
 """Queries in a tile where each of them sees thousands of keys; the operator is quickest from so many on."""
 
@@ -155,10 +158,10 @@ def together(call: Call, tiles: Iterator[Tile]) -> Iterator[Tile]:
 def _most(call: Call, tile: Tile) -> int:
     heads, width = call.query.shape[1], call.query.shape[-1]
     if isinstance(tile.keys, Tensor):
-        keys = tile.keys.shape[-1] * tile.unit
+        keys, most = tile.keys.shape[-1] * tile.unit, GATHERED_BYTES
     else:
-        keys = sum(some.stop - some.start for some in tile.keys)
-    return TOGETHER_BYTES // max(1, heads * keys * width * call.case.dtype.itemsize)
+        keys, most = sum(some.stop - some.start for some in tile.keys), TOGETHER_BYTES
+    return most // max(1, heads * keys * width * call.case.dtype.itemsize)
 
 
 def _follows(run: list[Tile], tile: Tile) -> bool:
