@@ -21,7 +21,7 @@ from polyhead.kernels.formed import formed
 from polyhead.position import alibi, relative
 from polyhead.spec import Alibi, Band, RelativeBias
 
-BAND_ROWS = 128
+BAND_ROWS = 64
 """Queries in a tile of a narrow band: fewer lose more to calls, more see more keys in vain."""
 
 TOGETHER_BYTES = 2**23
