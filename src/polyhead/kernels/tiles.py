@@ -95,7 +95,8 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
         yield from _staircase(case)
         return
     vector = _band_vector(call, left, right, bias)
-    step = BAND_ROWS if left + right < NARROW else WIDE_ROWS
+    narrow = left + right < NARROW
+    step = BAND_ROWS if narrow else WIDE_ROWS
     masks: dict[Any, Tensor] = {}
     for start in range(0, case.q_len, step):
         stop = min(start + step, case.q_len)
@@ -111,9 +112,9 @@ def band(call: Call, pattern: Band, bias: Tensor | None, *, last: int | None = N
             view = _toeplitz(case, vector, queries, slice(low, high))
             name = (view.storage_offset(), view.shape)
             if name not in masks:  # a small one is turned round once, instead of all queries
-                masks[name] = view.flip(2) if step == BAND_ROWS else view
+                masks[name] = view.flip(2) if narrow else view
             mask = masks[name]
-        yield Tile(queries, (slice(low, high),), mask, flipped=mask is not None and step == WIDE_ROWS)
+        yield Tile(queries, (slice(low, high),), mask, flipped=mask is not None and not narrow)
 
 
 def _staircase(case: Case) -> Iterator[Tile]:
