@@ -89,6 +89,6 @@ help: ## List these targets
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	@echo "==> Installing the development tools"
-	@$(INSTALL) --group dev
+	@echo "==> Installing the development tools, and numba for compiled decoding"
+	@$(INSTALL) --build-constraint constraints.txt -e ".[numba]" --group dev
 	@touch $@

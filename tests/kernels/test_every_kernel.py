@@ -33,8 +33,12 @@ from tests.tolerances import assert_close
 
 def test_each_kernel_has_a_spec_here_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyhead.kernels.flex_operator.missing", lambda: None)  # what it needs is on GPU machines
+    monkeypatch.setattr("polyhead.kernels.decode_numba.unavailable", lambda: None)
     cases = [
-        Case(spec=one, q_len=300, kv_len=300, device=device) for one in SPECS.values() for device in ("cpu", "cuda")
+        Case(spec=one, q_len=q_len, kv_len=300, device=device)
+        for one in SPECS.values()
+        for q_len in (1, 300)
+        for device in ("cpu", "cuda")
     ]
     taken = {kernel for case in cases for kernel in takers(case)}
     assert taken == {kernel.name for kernel in select.KERNELS}
@@ -103,7 +107,7 @@ def picked(name: str, q_len: int, kv_len: int) -> str:
 
 
 def test_auto_picks_each_kernel_at_some_of_these_lengths() -> None:
-    able = {kernel for one in SPECS.values() for kernel in takers(Case(spec=one, q_len=2, kv_len=700))}
+    able = {kernel for one in SPECS.values() for kernel in takers(Case(spec=one, q_len=2, kv_len=700, needs_grad=True))}
     assert {picked(name, *pair) for name, pair in itertools.product(SPECS, LENGTHS)} == able
 
 

@@ -26,6 +26,7 @@ LINKS = {"pattern": ph.RandomLinks(per_query=2, seed=0)}
 
 BIAS = "SDPA takes a bias only as a whole q_len × kv_len matrix for each head"
 PER_QUERY = "each query meets keys rotated by frequencies of its own"
+SHAW = "Shaw's bias goes by the query, not by the distance alone"
 ORDER = "a running sum follows the keys in their order, and these positions need not"
 
 # Every refusal of every kernel: choices, what else is asked of the call, why, and what auto picks instead.
@@ -56,6 +57,29 @@ REFUSALS: dict[str, list[Row]] = {
         ({**MLA, **LINEAR}, {}, "linear weighting's feature map needs the keys of every head", "linear"),
         ({**MLA, "position": DYNAMIC}, {}, PER_QUERY, "plain"),
         (MLA, {"dropout": True}, "dropout is in the plain kernel alone", "plain"),
+    ],
+    "numba": [
+        ({}, {"q_len": 17, "kv_len": 17}, "it is for a few queries, at most 16", "dense"),
+        ({}, {"needs_grad": True}, "nothing is kept for a backward pass", "dense"),
+        (LINEAR, {}, "linear weighting decodes from sums", "linear"),
+        ({"position": ph.RelativeBias.shaw(max_distance=2)}, {}, SHAW, "plain"),
+        (
+            {"weighting": ph.Differential(form="clipped")},
+            {},
+            "clipping needs the weights of both maps at once",
+            "plain",
+        ),
+        ({}, {"dtype": torch.float64}, "the loops are for float32 and bfloat16, not float64", "dense"),
+    ],
+    "decode": [
+        ({}, {"q_len": 17, "kv_len": 17}, "it is for a few queries, at most 16", "dense"),
+        ({}, {"needs_grad": True}, "nothing is kept for a backward pass", "dense"),
+        (LINEAR, {}, "linear weighting decodes from sums", "linear"),
+        (MLA, {}, "keys and values would have to be expanded from the latent", "absorbed"),
+        ({"position": DYNAMIC}, {}, PER_QUERY, "plain"),
+        ({}, {"dropout": True}, "dropout is in the plain kernel alone", "plain"),
+        ({}, {"weights": True}, "the weights are not kept", "plain"),
+        ({}, {"kv_len": 0}, "there is no query or no key", "plain"),
     ],
     "dense": [
         (LINEAR, {}, "SDPA knows softmax weights alone, not Linear", "linear"),
@@ -113,13 +137,14 @@ def attend(choices: dict[str, Any], asked: dict[str, Any], **options: Any) -> to
     """Call `attend` with what a case asks."""
     one = case(choices, **asked)
     inputs = Inputs.draw(one.spec, 0, q_len=one.q_len, kv_len=one.kv_len)
+    tensors = inputs.tensors(one.dtype, requires_grad=one.needs_grad)
     if not one.aligned:
         inputs = inputs.giving(query_positions=np.arange(one.q_len))
     if one.segments:
         inputs = inputs.giving(segments=np.zeros((2, one.q_len), dtype=np.int64))
     if one.state:
         options["cache"] = new_cache(one.spec, batch=2)
-    return inputs.attend(torch.float32, dropout_p=0.5 * one.dropout, return_weights=one.weights, **options)
+    return inputs.attend(tensors, dropout_p=0.5 * one.dropout, return_weights=one.weights, **options)
 
 
 @by_refusal
@@ -253,7 +278,7 @@ def test_a_name_that_no_kernel_has_is_refused_with_the_names_there_are() -> None
     inputs = Inputs.draw(spec(), 0)
     with pytest.raises(ph.UnknownNameError, match="no kernel is called 'dens'; did you mean dense\\?"):
         inputs.attend(torch.float32, kernel="dens")
-    names = "auto, linear, absorbed, dense, flex, gathered, tiled, blockwise, plain"
+    names = "auto, linear, absorbed, numba, decode, dense, flex, gathered, tiled, blockwise, plain"
     with pytest.raises(ph.UnknownNameError, match=f"no kernel is called 'flash'; use one of {names}$"):
         inputs.attend(torch.float32, kernel="flash")
 
@@ -272,6 +297,8 @@ def test_explain_reads_as_a_line_for_each_kernel(monkeypatch: pytest.MonkeyPatch
         "dense: PyTorch's scaled_dot_product_attention",
         "not linear: running sums are linear weighting's alone, not Softmax's",
         "not absorbed: there is no latent in Grouped storage",
+        "not numba: it goes by how a processor reads memory, which is not what a cuda device does",
+        "not decode: it goes by how a processor reads memory, which is not what a cuda device does",
         "not flex: below 65536 pairs, listing blocks costs more than it saves",
         "not gathered: its pattern bounds no query's keys, so that there is no short list of them",
         "not tiled: the operator behind it is the CPU's, not cuda's",
@@ -283,6 +310,8 @@ def test_explain_reads_as_a_line_for_each_kernel(monkeypatch: pytest.MonkeyPatch
         "plain: the whole score matrix, step by step",
         "not linear: running sums are linear weighting's alone, not Softmax's",
         f"not absorbed: {EXPAND}",
+        "not numba: it is for a few queries, at most 16",
+        "not decode: it is for a few queries, at most 16",
         "not dense: SDPA has no sink",
         "not flex: FlexAttention is for GPUs here, not cpu: on the CPU tiles do better",
         "not gathered: its pattern bounds no query's keys, so that there is no short list of them",

@@ -35,10 +35,10 @@ def call(params: dict[str, torch.Tensor] | None = None, **choices: Any) -> Call:
 
 
 def weigh(asked: Call, products: torch.Tensor = PRODUCTS, allowed: torch.Tensor | None = None) -> torch.Tensor:
-    maps = asked.case.spec.num_maps
-    query = torch.ones(1, maps, 1, 1, 2, 4, dtype=products.dtype)
+    maps, scale = asked.case.spec.num_maps, asked.case.spec.scale
+    query = scale * torch.ones(1, maps, 1, 1, 2, 4, dtype=products.dtype)
     allowed = torch.ones(2, 3, dtype=torch.bool) if allowed is None else allowed
-    return stages.weigh(asked, products.view(1, maps, 1, 1, 2, 3), query, allowed.view(1, 1, 1, 2, 3))[0, 0, 0]
+    return stages.weigh(asked, scale * products.view(1, maps, 1, 1, 2, 3), query, allowed.view(1, 1, 1, 2, 3))[0, 0, 0]
 
 
 def test_scale_then_softcap_then_bias() -> None:

@@ -32,6 +32,23 @@ class NothingAsLargeAs(TorchDispatchMode):
         return made
 
 
+class NothingNewAsLargeAs(TorchDispatchMode):
+    """Fails where an operation takes memory of its own of so many bytes; views and what is there already are none."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        there = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in there:
+                size = tensor.untyped_storage().nbytes()
+                assert size < self.limit, f"{func} takes {size:,} bytes for a tensor {list(tensor.shape)}"
+        return made
+
+
 def multiplications(run: Callable[[], Any]) -> int:
     """Return how many multiplications of matrix products a computation makes."""
     with FlopCounterMode(display=False) as counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ class GrowingCache(RowCache):
         self.lengths = grown
         seen = {name: tensor[:, :, : self.length] for name, tensor in self._tensors.items()}
         aligned = even and all(count == call.case.q_len for count in counts)
-        yield self._over(call, seen, torch.arange(self.length, device=self.device)[None], aligned=aligned)
+        full = self._over(call, seen, torch.arange(self.length, device=self.device)[None], aligned=aligned)
+        yield full if aligned else _ragged(full, grown)
 
     def _make_room(self, needed: int) -> None:
         """Move to larger tensors if need be; the old ones stay as they are."""
@@ -62,3 +64,8 @@ class GrowingCache(RowCache):
     def _restore(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
         self._tensors = self._reserved(max(self.length, self.slots))
         super()._restore(tensors, options)
+
+
+def _ragged(call: Call, lengths: tuple[int, ...]) -> Call:
+    """Return a call whose sequences have keys of their own number, which lie in order from position 0."""
+    return dataclasses.replace(call, case=dataclasses.replace(call.case, ragged=True), kv_lengths=lengths)

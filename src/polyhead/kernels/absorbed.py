@@ -56,7 +56,7 @@ def run(call: Call) -> tuple[Tensor, Tensor | None]:
     assert isinstance(spec.storage, Latent)
     rank = spec.storage.kv_lora_rank
     stored = call.key.to(compute_dtype(case.dtype))
-    query = call.query.to(stored.dtype)
+    query = call.query.to(stored.dtype) * spec.scale
     nope, rope = query.split([spec.storage.qk_nope_head_dim, spec.storage.qk_rope_head_dim], dim=-1)
     absorbed = torch.cat([nope @ call.params["w_uk"], rope], dim=-1)
     by_map = grouped.by_group(query, spec)

@@ -30,6 +30,7 @@ class Case:
         device: Device type, such as ``"cpu"``.
         needs_grad: Whether a gradient will be asked for.
         aligned: Whether positions are implied: keys from 0, the last query at the last key.
+        ragged: Whether that holds of each sequence's own keys, see `Call.kv_lengths`; it is not aligned then.
         key_mask: Whether some keys may be masked.
         segments: Whether sequences are packed.
         dropout: Whether weights are dropped at random.
@@ -45,6 +46,7 @@ class Case:
     device: str = "cpu"
     needs_grad: bool = False
     aligned: bool = True
+    ragged: bool = False
     key_mask: bool = False
     segments: bool = False
     dropout: bool = False
@@ -69,6 +71,7 @@ class Call:
         segments: ``[batch, len]`` or None.
         dropout_p: Probability of dropping a weight.
         lengths: How many of the new tokens each sequence has, which a cache reads. None: all.
+        kv_lengths: How many of the keys each sequence has, from position 0 on, where that differs. None: all.
         state: Sums over keys that came before, ``Σ φ(k) vᵀ`` (its keys rotated) and ``Σ φ(k)``:
             ``[batch, num_kv_heads, width, v_head_dim]`` and ``[batch, num_kv_heads, width]``. None: there are none.
     """
@@ -84,6 +87,7 @@ class Call:
     segments: Tensor | None = None
     dropout_p: float = 0.0
     lengths: tuple[int, ...] | None = None
+    kv_lengths: tuple[int, ...] | None = None
     state: tuple[Tensor, Tensor] | None = None
 
 

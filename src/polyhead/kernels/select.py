@@ -7,13 +7,15 @@ import dataclasses
 import torch
 
 from polyhead.errors import UnsupportedError, unknown_name
-from polyhead.kernels import absorbed, blockwise, dense, flex, gathered, linear, plain, tiled
+from polyhead.kernels import absorbed, blockwise, decode, decode_numba, dense, flex, gathered, linear, plain, tiled
 from polyhead.kernels.common import Case, Kernel
 from polyhead.spec import AttentionSpec
 
 KERNELS: tuple[Kernel, ...] = (
     linear.KERNEL,
     absorbed.KERNEL,
+    decode_numba.KERNEL,
+    decode.KERNEL,
     dense.KERNEL,
     flex.KERNEL,
     gathered.KERNEL,

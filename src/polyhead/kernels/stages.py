@@ -46,25 +46,32 @@ def attend(call: Call, key: Tensor, value: Tensor, allowed: Tensor) -> tuple[Ten
 
 
 def weigh(call: Call, products: Tensor, query: Tensor, allowed: Tensor) -> Tensor:
-    """Turn q·k into weights, with softmax or differential weighting.
+    """Turn scaled q·k into weights, with softmax or differential weighting.
 
     Args:
         call: What is asked.
-        products: q·k, not scaled yet.
-        query: ``[batch, maps, kv_heads, group, q_len, qk_head_dim]``, which meets Shaw's relative keys.
+        products: q·k with the scale, which are this function's own to change.
+        query: ``[batch, maps, kv_heads, group, q_len, qk_head_dim]``, scaled, which meets Shaw's relative keys.
         allowed: Which pairs may meet, broadcastable to the weights.
 
     Returns:
         The weights; 0 for a pair that may not meet.
     """
-    spec = call.case.spec
-    scores = _biased(call, spec.scale * products, query)
-    sinks = call.params["sinks"] if isinstance(spec.weighting, Softmax) and spec.weighting.sink else None
-    maps = _softmax(scores, allowed, sinks)
-    if not isinstance(spec.weighting, Differential):
+    scores = biased(call, products, query)
+    allowed = allowed[:, None]
+    blind = ~allowed.any(dim=-1, keepdim=True)
+    # a blind row's scores become 0, so that neither it nor its gradient is NaN, and its weights are zeroed below
+    scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(blind, 0.0)
+    return mixed_maps(call, softmax(call, scores).masked_fill(~allowed, 0.0))
+
+
+def mixed_maps(call: Call, maps: Tensor) -> Tensor:
+    """Return the weights that softmax's, ``[batch, maps, kv_heads, group, q_len, kv_len]``, come to."""
+    weighting = call.case.spec.weighting
+    if not isinstance(weighting, Differential):
         return maps[:, 0]
-    weights = maps[:, 0] - difference(call, spec.weighting) * maps[:, 1]
-    if spec.weighting.form == "clipped":
+    weights = maps[:, 0] - difference(call, weighting) * maps[:, 1]
+    if weighting.form == "clipped":
         weights = weights.clamp(min=0.0)
         total = weights.sum(dim=-1, keepdim=True)
         weights = weights / total.masked_fill(total == 0, 1.0)
@@ -109,35 +116,48 @@ def by_group(per_head: Tensor, spec: AttentionSpec) -> Tensor:
     return grouped.heads_as(per_head, *shape)
 
 
-def _biased(call: Call, scores: Tensor, query: Tensor) -> Tensor:
-    """Apply softcap, then the position's bias."""
+def biased(call: Call, scores: Tensor, query: Tensor) -> Tensor:
+    """Apply softcap, then the position's bias.
+
+    Args:
+        call: What is asked.
+        scores: Scaled q·k, which this function may change.
+        query: As `weigh` takes it.
+
+    Returns:
+        The scores.
+    """
     spec = call.case.spec
     position, positions = spec.position, (call.query_positions, call.key_positions)
     if isinstance(position, ShawBias):  # part of q·k, so before the cap
         pair_entries = relative.entries(spec, *positions)
-        scores = scores + spec.scale * relative.key_scores(query, call.params["relative_keys"], pair_entries)
+        scores = scores + relative.key_scores(query, call.params["relative_keys"], pair_entries)
     if isinstance(spec.weighting, Softmax) and spec.weighting.softcap is not None:
         scores = spec.weighting.softcap * torch.tanh(scores / spec.weighting.softcap)
     if isinstance(position, Alibi):
-        return scores + by_group(alibi.bias(spec, *positions, scores.dtype), spec)[:, None]
+        return scores.add_(by_group(alibi.bias(spec, *positions, scores.dtype), spec)[:, None])
     if isinstance(position, RelativeBias) and not isinstance(position, ShawBias):
         bias = relative.bias(call.params["bias_table"], relative.entries(spec, *positions))
-        return scores + by_group(bias, spec)[:, None]
+        return scores.add_(by_group(bias, spec)[:, None])
     return scores
 
 
-def _softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return softmax over allowed pairs; a row that has none gives zeros."""
-    allowed = allowed[:, None]
-    blind = ~allowed.any(dim=-1, keepdim=True)
-    # a blind row's scores become 0, so that neither it nor its gradient is NaN, and its weights are zeroed below
-    scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(blind, 0.0)
-    if sinks is not None:
-        column = sinks.view(scores.shape[2], scores.shape[3], 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        weights = scores.softmax(dim=-1)
-    return weights.masked_fill(~allowed, 0.0)
+def softmax(call: Call, scores: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the softmax of each row, to which a sink is one more score.
+
+    Args:
+        call: What is asked.
+        scores: ``[batch, maps, kv_heads, group, q_len, kv_len]``.
+        out: Where to put it if there is no sink, perhaps the scores themselves. None: somewhere new.
+
+    Returns:
+        The same shape.
+    """
+    weighting = call.case.spec.weighting
+    if not (isinstance(weighting, Softmax) and weighting.sink):
+        return torch.softmax(scores, dim=-1, out=out)
+    column = call.params["sinks"].view(scores.shape[2], scores.shape[3], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def difference(call: Call, weighting: Differential) -> Tensor | float:
@@ -153,6 +173,7 @@ def _weights(call: Call, key: Tensor, allowed: Tensor) -> Tensor:
     query = grouped.by_group(call.query.to(key.dtype), spec)
     if isinstance(spec.weighting, Linear):
         return _linear(call, spec.weighting, query, key, allowed)[:, 0]
+    query = query * spec.scale
     return weigh(call, _products(call, query, key), query, allowed)
 
 

@@ -1,0 +1,320 @@
+"""The loops of compiled decoding; importing this compiles nothing, and needs numba.
+
+A unit of work is a stretch of the keys of one key/value head of one sequence, for all rows that meet them: the query
+heads of its group, their maps and the few queries. Each unit keeps its rows' maximum, sum and weighted values, from
+which the units of a row are put together. Keys go through in blocks that stay in the nearest cache, so each is read
+from memory once. Scores are in base 2: the factor log₂ e is in the queries, slopes and tables that come in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import overload
+
+from polyhead.kernels.vectors import (
+    LANES,
+    at_address,
+    float_of_bits,
+    fma,
+    load,
+    prefetch,
+    splat,
+    store,
+    taken,
+    total,
+)
+
+BLOCK = 64
+"""Keys in a block, an even number."""
+
+ROWS = 4
+"""Rows that are computed together; their number is a multiple of it."""
+
+AHEAD = 4
+"""Keys by which memory is asked for before it is read."""
+
+FEW_ROWS = 8
+"""Rows for which numbers in half precision are widened each time that they are met, and not once for all rows."""
+
+_LINE = 16  # float32 numbers in 64 bytes
+_ZERO, _HALF, _ONE, _LOWEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-126)
+_NOTHING = np.float32(-np.inf)
+_LOG2_E = np.float32(1.4426950408889634)
+# ln(2)ᵏ / k!, of the series of 2ˣ; at |x| ≤ ½ what is left out is 5e-9
+_C1, _C2, _C3, _C4 = np.float32(0.69314718), np.float32(0.24022651), np.float32(5.5504109e-2), np.float32(9.6181291e-3)
+_C5, _C6, _C7 = np.float32(1.3333558e-3), np.float32(1.5403530e-4), np.float32(1.5252734e-5)
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},  # not nnan: a NaN is to come out as one
+}
+_compiled = njit(**OPTIONS)
+
+
+@_compiled
+def _exp2(x: Any) -> Any:
+    """Return 2ˣ for x ≤ 126; 0 below −126."""
+    clipped = _LOWEST if x < _LOWEST else x  # noqa: FURB136  # a NaN stays one
+    whole = np.floor(clipped + _HALF)
+    rest = clipped - whole
+    power = ((((((_C7 * rest + _C6) * rest + _C5) * rest + _C4) * rest + _C3) * rest + _C2) * rest + _C1) * rest + _ONE
+    power = power * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+    return _ZERO if x < _LOWEST else power
+
+
+def _wide(stored: Any, place: int, step: int, count: int, width: int, room: Any) -> Any:
+    """Return an array with the rows of a block in float32, the first one's place in it, and the step between them."""
+    raise NotImplementedError  # numba takes one of those below
+
+
+@overload(_wide)
+def _wide_of(stored: Any, place: int, step: int, count: int, width: int, room: Any) -> Any:
+    if stored.dtype == types.float32:
+
+        def as_it_is(stored: Any, place: int, step: int, count: int, width: int, room: Any) -> Any:
+            return stored, place, step
+
+        return as_it_is
+
+    def widened(stored: Any, place: int, step: int, count: int, width: int, room: Any) -> Any:
+        for row in range(count):  # bfloat16 is the upper half of a float32
+            begin = place + row * step
+            narrow, wide = stored[begin : begin + width], room[row * width : (row + 1) * width]
+            for column in range(width):
+                wide[column] = float_of_bits(np.int32(narrow[column]) << np.int32(16))
+        return room, 0, width
+
+    return widened
+
+
+@_compiled
+def _products(
+    query: Any, first: int, rows: int, width: int, keys: Any, place: int, step: int, count: int, out: Any
+) -> None:
+    """Write ``out[row, key] = query[row] · key`` for two keys and four rows at a time."""
+    for j in range(0, count, 2):
+        one = place + j * step
+        other = one + (step if j + 1 < count else 0)
+        for e in range(0, width, _LINE):
+            prefetch(keys, one + AHEAD * step + e)
+            prefetch(keys, other + AHEAD * step + e)
+        for row in range(first, first + rows, ROWS):
+            q0 = row * width
+            q1, q2, q3 = q0 + width, q0 + 2 * width, q0 + 3 * width
+            a0 = a1 = a2 = a3 = splat(_ZERO)
+            b0 = b1 = b2 = b3 = splat(_ZERO)
+            for e in range(0, width, LANES):
+                x, y = load(keys, one + e), load(keys, other + e)
+                q = load(query, q0 + e)
+                a0, b0 = fma(q, x, a0), fma(q, y, b0)
+                q = load(query, q1 + e)
+                a1, b1 = fma(q, x, a1), fma(q, y, b1)
+                q = load(query, q2 + e)
+                a2, b2 = fma(q, x, a2), fma(q, y, b2)
+                q = load(query, q3 + e)
+                a3, b3 = fma(q, x, a3), fma(q, y, b3)
+            at = row * BLOCK + j
+            out[at], out[at + 1] = total(a0), total(b0)
+            out[at + BLOCK], out[at + BLOCK + 1] = total(a1), total(b1)
+            out[at + 2 * BLOCK], out[at + 2 * BLOCK + 1] = total(a2), total(b2)
+            out[at + 3 * BLOCK], out[at + 3 * BLOCK + 1] = total(a3), total(b3)
+
+
+@_compiled
+def _mix(
+    weights: Any, rows: int, width: int, values: Any, place: int, step: int, count: int, out: Any, at: int
+) -> None:
+    """Add ``Σ weights[row, key] · value[key]`` to ``out``, two keys and four rows at a time."""
+    for j in range(0, count, 2):
+        one = place + j * step
+        other = one + (step if j + 1 < count else 0)  # whose weight is 0 then
+        for e in range(0, width, _LINE):
+            prefetch(values, one + AHEAD * step + e)
+            prefetch(values, other + AHEAD * step + e)
+        for row in range(0, rows, ROWS):
+            w = row * BLOCK + j
+            p0, q0 = splat(weights[w]), splat(weights[w + 1])
+            p1, q1 = splat(weights[w + BLOCK]), splat(weights[w + BLOCK + 1])
+            p2, q2 = splat(weights[w + 2 * BLOCK]), splat(weights[w + 2 * BLOCK + 1])
+            p3, q3 = splat(weights[w + 3 * BLOCK]), splat(weights[w + 3 * BLOCK + 1])
+            o0 = at + row * width
+            o1, o2, o3 = o0 + width, o0 + 2 * width, o0 + 3 * width
+            for e in range(0, width, LANES):
+                x, y = load(values, one + e), load(values, other + e)
+                store(out, o0 + e, fma(q0, y, fma(p0, x, load(out, o0 + e))))
+                store(out, o1 + e, fma(q1, y, fma(p1, x, load(out, o1 + e))))
+                store(out, o2 + e, fma(q2, y, fma(p2, x, load(out, o2 + e))))
+                store(out, o3 + e, fma(q3, y, fma(p3, x, load(out, o3 + e))))
+
+
+@_compiled
+def _score(row: Any, softcap: Any, slope: Any, bias: Any, reach: int, query: int, positions: Any) -> None:
+    """Apply softcap and bias to a row's scores, of a query and keys at some positions."""
+    if softcap > _ZERO:
+        for j in range(len(positions)):
+            grown = _exp2(min(np.float32(120), max(_LOWEST, row[j] * (np.float32(2) * _LOG2_E / softcap))))
+            row[j] = softcap * _LOG2_E * (_ONE - np.float32(2) / (grown + _ONE))
+    if slope != _ZERO:
+        for j in range(len(positions)):
+            row[j] -= slope * np.float32(abs(positions[j] - query))
+    if reach >= 0:
+        for j in range(len(positions)):
+            row[j] += bias[min(reach, max(-reach, positions[j] - query)) + reach]
+
+
+@_compiled
+def _hide(row: Any, count: int, low: int, high: int, mask: Any) -> None:
+    """Leave a row nothing of the keys before ``low``, from ``high`` on, and those that a mask hides, if it is any."""
+    for j in range(min(low, count)):
+        row[j] = _NOTHING
+    for j in range(max(high, 0), count):
+        row[j] = _NOTHING
+    if len(mask):
+        for j in range(count):
+            if mask[j] == 0:
+                row[j] = _NOTHING
+
+
+@_compiled
+def _weigh(row: Any, count: int, state: Any, out: Any) -> None:
+    """Turn a row's scores into weights relative to its maximum so far, and scale what there is of it to match."""
+    most = state[0]
+    for j in range(count):
+        most = max(most, row[j])
+    if most == _NOTHING:
+        for j in range(count):  # NaN is more than nothing, and no maximum
+            row[j] = _ZERO if row[j] == _NOTHING else row[j]
+            state[1] += row[j]
+    else:
+        if most > state[0]:
+            shrunk = _exp2(state[0] - most)
+            state[0] = most
+            state[1] *= shrunk
+            for e in range(len(out)):
+                out[e] *= shrunk
+        added = _ZERO
+        for j in range(count):
+            weight = _exp2(row[j] - most)
+            row[j] = weight
+            added += weight
+        state[1] += added
+    if count % 2:
+        row[count] = _ZERO
+
+
+@_compiled
+def _compute(unit: int, sequence: int, table: Any, given: Any, key: Any, value: Any, room: Any) -> None:
+    """Compute a unit of a sequence."""
+    kv_heads, maps, group, q_len, padded, width, v_width, split, reach = table[SIZES : SIZES + 9]
+    key_at, value_at = table[KEY : KEY + 5], table[VALUE : VALUE + 4]
+    softcap, slopes, bias, query, query_positions, key_positions, starts, spans, seen, mask, state, out = given
+    scores, key_room, value_room = room
+    rows = maps * padded
+    splits = (starts[sequence + 1] - starts[sequence]) // kv_heads
+    head, part = (unit - starts[sequence]) // splits, (unit - starts[sequence]) % splits
+    low = spans[2 * sequence] + part * split
+    high = min(spans[2 * sequence + 1], low + split)
+    own_state, own_out = state[2 * unit * rows :], out[unit * rows * v_width : (unit + 1) * rows * v_width]
+    own_out[:] = _ZERO
+    for row in range(rows):
+        own_state[2 * row], own_state[2 * row + 1] = _NOTHING, _ZERO
+    own_query = query[(sequence * kv_heads + head) * rows * width :]
+    own_positions = key_positions[sequence * table[POSITIONS] :]
+    for block in range(low, high, BLOCK):
+        count = min(BLOCK, high - block)
+        for m in range(maps):
+            place = key_at[0] + sequence * key_at[1] + head * key_at[2] + m * key_at[3] + block * key_at[4]
+            if padded <= FEW_ROWS:
+                _products(own_query, m * padded, padded, width, key, place, key_at[4], count, scores)
+            else:
+                keys, begin, step = _wide(key, place, key_at[4], count, width, key_room)
+                _products(own_query, m * padded, padded, width, keys, begin, step, count, scores)
+        for number in range(rows):
+            row, place = scores[number * BLOCK : (number + 1) * BLOCK], number % padded
+            if place < group * q_len:
+                own, i = head * group + place // q_len, place % q_len
+                positions, about = own_positions[block : block + count], sequence * q_len + i
+                own_bias = bias[own * (2 * reach + 1) :]
+                _score(row, softcap[0], slopes[own], own_bias, reach, query_positions[about], positions)
+                at = sequence * table[MASK] + own * table[MASK + 1] + i * table[MASK + 2] + block
+                _hide(row, count, seen[2 * about] - block, seen[2 * about + 1] - block, mask[at : at + count])
+            _weigh(row, count, own_state[2 * number :], own_out[number * v_width : (number + 1) * v_width])
+        place = value_at[0] + sequence * value_at[1] + head * value_at[2] + block * value_at[3]
+        if rows <= FEW_ROWS:
+            _mix(scores, rows, v_width, value, place, value_at[3], count, own_out, 0)
+        else:
+            values, begin, step = _wide(value, place, value_at[3], count, v_width, value_room)
+            _mix(scores, rows, v_width, values, begin, step, count, own_out, 0)
+
+
+COUNTER, UNITS, SIZES, KEY, VALUE, MASK, POSITIONS, ARRAYS = 0, 1, 2, 11, 16, 20, 23, 24
+"""Where in its table a worker finds what it needs: the next unit, how many there are, nine sizes (kv_heads, maps,
+group, q_len, rows of a map, width, v_width, keys in a unit, reach), offset and strides of keys (batch, head, map,
+token) and values (batch, head, token), strides of the mask (batch, head, query) and of key positions (batch), and the
+addresses and lengths of `ARRAY_NAMES`."""
+
+ARRAY_NAMES = (
+    "softcap",  # [1]; 0: none
+    "slopes",  # [num_heads]; 0: none
+    "bias",  # [num_heads, 2·reach + 1]
+    "query",  # [batch, kv_heads, maps, rows, width]
+    "query_positions",  # [batch, q_len]
+    "key_positions",  # [batch or 1, kv_len]
+    "starts",  # [batch + 1]: a sequence's first unit
+    "spans",  # [batch, 2]: the keys that some query of a sequence sees
+    "seen",  # [batch, q_len, 2]: those that each of them sees
+    "mask",  # [batch or 1, num_heads or 1, q_len, kv_len], or nothing
+    "state",  # [units, maps · rows, 2]: maximum and sum
+    "out",  # [units, maps · rows, v_width]
+    "key",
+    "value",
+)
+
+
+def worker(dtype: Any, *, kept: bool) -> Any:
+    """Compile what a thread runs, which is given the address of a table: units until none is left.
+
+    Args:
+        dtype: What keys and values are to numba: ``float32``, or ``uint16`` for the bits of bfloat16.
+        kept: Whether what is compiled is kept on disk, and looked for there.
+
+    Returns:
+        numba's function, whose ``address`` is to be called.
+    """
+
+    def work(pointer: Any) -> None:
+        table = carray(pointer, (ARRAYS + 2 * 14,), np.int64)
+        first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `_array` anew
+        softcap, slopes = _array(table, first, np.float32), _array(table, first + 2, np.float32)
+        bias, query = _array(table, first + 4, np.float32), _array(table, first + 6, np.float32)
+        query_positions, key_positions = _array(table, first + 8, np.int64), _array(table, first + 10, np.int64)
+        starts, spans = _array(table, first + 12, np.int64), _array(table, first + 14, np.int64)
+        seen, mask = _array(table, first + 16, np.int64), _array(table, first + 18, np.uint8)
+        state, out = _array(table, first + 20, np.float32), _array(table, first + 22, np.float32)
+        given = (softcap, slopes, bias, query, query_positions, key_positions, starts, spans, seen, mask, state, out)
+        key, value = _array(table, first + 24, dtype), _array(table, first + 26, dtype)
+        width, v_width = table[SIZES + 5], table[SIZES + 6]
+        room = (
+            np.zeros(table[SIZES + 1] * table[SIZES + 4] * BLOCK, np.float32),
+            np.empty(BLOCK * width, np.float32),
+            np.empty(BLOCK * v_width, np.float32),
+        )
+        sequence = 0
+        unit = taken(table, COUNTER)
+        while unit < table[UNITS]:
+            while unit >= starts[sequence + 1]:
+                sequence += 1
+            _compute(unit, sequence, table, given, key, value, room)
+            unit = taken(table, COUNTER)
+
+    return cfunc(types.void(types.voidptr), cache=kept, error_model="numpy")(work)
+
+
+@_compiled
+def _array(table: Any, place: int, dtype: Any) -> Any:
+    """Return the array whose address and length stand at a place of a table."""
+    return carray(at_address(table[place]), (table[place + 1],), dtype)
