@@ -72,7 +72,7 @@ TRIALS = (
         "queries in a tile of a window of 512",
         spec=heads(pattern=WINDOW),
         length=8192,
-        **sizes((tiles, "BAND_ROWS"), 64, 192, 256, 384),
+        **sizes((tiles, "BAND_ROWS"), 32, 128, 256, 384),
     ),
     Trial(
         "queries in a tile under ALiBi", spec=ALIBI, length=8192, **sizes((tiles, "WIDE_ROWS"), 256, 512, 1024, 2048)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from polyhead import bench
-from polyhead.bench.cases import Case, Target, case
+from polyhead.bench.case import Case, Target
+from polyhead.bench.cases import case
 from polyhead.bench.records import Record
 
 SECONDS = 0.01

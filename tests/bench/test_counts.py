@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import polyhead as ph
-from polyhead.bench.cases import CASES, Case, case
+from polyhead.bench.case import Case
+from polyhead.bench.cases import CASES, case
 from polyhead.bench.counts import allowed_pairs, pairs, useful_operations
 
 LENGTH = 300  # more than two blocks of queries, and no multiple of one

@@ -13,7 +13,8 @@ from torch import Tensor
 import polyhead as ph
 from polyhead import bench
 from polyhead.bench import checks, harness, peers, work
-from polyhead.bench.cases import CASES, Case, Target, case
+from polyhead.bench.case import Case, Target
+from polyhead.bench.cases import CASES, case
 from polyhead.bench.contender import Contender, Peer
 from polyhead.bench.records import Record
 from polyhead.errors import ShapeError, UnknownNameError, UnsupportedError

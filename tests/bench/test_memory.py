@@ -10,7 +10,8 @@ import torch
 
 from polyhead import bench
 from polyhead.bench import memory
-from polyhead.bench.cases import Case, Target, case
+from polyhead.bench.case import Case, Target
+from polyhead.bench.cases import case
 from polyhead.bench.memory import peak_memory
 from polyhead.errors import PolyheadError, UnsupportedError
 

@@ -13,7 +13,8 @@ import torch
 
 import polyhead as ph
 from polyhead.bench import peers as module
-from polyhead.bench.cases import CASES, Case, case
+from polyhead.bench.case import Case
+from polyhead.bench.cases import CASES, case
 from polyhead.bench.checks import difference
 from polyhead.bench.contender import Contender
 from polyhead.bench.peers import PEERS

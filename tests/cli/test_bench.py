@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from polyhead.bench import cases as module
-from polyhead.bench.cases import CASES, Case, Target
+from polyhead.bench.case import Case, Target
+from polyhead.bench.cases import CASES
 from polyhead.bench.records import Record, Row
 from tests.cli.conftest import Polyhead
 from tests.cli.test_main import imported

@@ -72,7 +72,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_numba, "UNIT_KEYS", 128)
     monkeypatch.setattr(decode_numba, "BYTES_A_THREAD", 2**10)
     monkeypatch.setattr(decoding, "WIDENED_ELEMENTS", 2**10)
-    monkeypatch.setattr(decode, "FEWEST_KEYS", 0)
+    monkeypatch.setattr(decoding, "FEWEST_KEYS", 0)
 
 
 def attend(inputs: Inputs, kernel: str, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
@@ -253,7 +253,7 @@ def test_what_no_way_of_decoding_computes(changes: dict[str, Any], why: str) -> 
 
 def test_a_few_keys_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(spec=spec("full"), q_len=1, kv_len=100)
-    monkeypatch.setattr(decode, "FEWEST_KEYS", 201)
-    assert "below 201 keys" in (decode.pass_over(case) or "")
-    monkeypatch.setattr(decode, "FEWEST_KEYS", 200)
-    assert decode.pass_over(case) is None
+    monkeypatch.setattr(decoding, "FEWEST_KEYS", 201)
+    assert "below 201 keys" in (decoding.pass_over(case) or "")
+    monkeypatch.setattr(decoding, "FEWEST_KEYS", 200)
+    assert decoding.pass_over(case) is None

@@ -8,7 +8,8 @@
     print(record.to_markdown())
 """
 
-from polyhead.bench.cases import CASES, Case, Target, case
+from polyhead.bench.case import Case, Target
+from polyhead.bench.cases import CASES, case
 from polyhead.bench.ceilings import Ceilings, measure_ceilings
 from polyhead.bench.harness import Interrupted, run
 from polyhead.bench.records import Record, Row

@@ -1,11 +1,12 @@
-"""What is timed, as data: a mechanism at a size, its peers, and what its time is meant to be. No torch here."""
+"""What is timed: the documented set, and how a case is found by its name. No torch here."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Self
+from typing import Any
 
-from polyhead.errors import ShapeError, unknown_name
+from polyhead.bench.case import Case, Target
+from polyhead.bench.decoding import DECODING
+from polyhead.errors import unknown_name
 from polyhead.spec import (
     Alibi,
     AttentionSpec,
@@ -26,101 +27,8 @@ from polyhead.spec import (
     Softmax,
 )
 
-EXPONENT = "exponent"
-"""What a target is against where it bounds how time grows with length."""
-
-MEMORY = "memory"
-"""What a target is against where it bounds the MiB that ours takes beyond inputs, outputs and gradients."""
-
-MEMORY_LENGTH = 16384
-"""Keys of the run whose memory a target bounds."""
-
 MOST_MEMORY = 64
-"""MiB that any mechanism may take there."""
-
-SHORTEST = 16
-"""Fewest tokens that a case is made for."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
-    """What a case is meant to reach.
-
-    Attributes:
-        against: The peer whose time is the unit; or ``"exponent"`` for the growth of time with length, ``"memory"``
-            for MiB.
-        at_most: The largest ratio, exponent or number of MiB that meets it.
-        share_of_pairs: Whether the unit is the peer's time for as many pairs as ours sees.
-    """
-
-    against: str
-    at_most: float
-    share_of_pairs: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """A row of the table.
-
-    Attributes:
-        name: What to type to ask for it.
-        title: What is computed.
-        spec: The mechanism, for `polyhead.attend`; or the layer, for `polyhead.Attention` with its projections.
-        length: Number of keys.
-        queries: Number of queries, the last ones. None: one for each key.
-        training: Whether the backward pass is timed with the forward pass.
-        peers: Names of what it is compared with, see `polyhead.bench.peers`; the first that is there is the base.
-        lengths: Numbers of keys from which the exponent is fitted.
-        quick: Number of keys in the quick table. None: it is not in it.
-        targets: What it is meant to reach at ``length``, and in memory at `MEMORY_LENGTH`.
-    """
-
-    name: str
-    title: str
-    spec: AttentionSpec | LayerSpec
-    length: int
-    queries: int | None = None
-    training: bool = False
-    peers: tuple[str, ...]
-    lengths: tuple[int, ...] = ()
-    quick: int | None = None
-    targets: tuple[Target, ...] = ()
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """The four choices."""
-        return self.spec.attention if isinstance(self.spec, LayerSpec) else self.spec
-
-    @property
-    def layer(self) -> LayerSpec | None:
-        """The layer, or None where tensors are attended to as they are."""
-        return self.spec if isinstance(self.spec, LayerSpec) else None
-
-    @property
-    def q_len(self) -> int:
-        """Number of queries."""
-        return self.length if self.queries is None else self.queries
-
-    @property
-    def direction(self) -> str:
-        """``"forward"``, or ``"training"`` for forward and backward."""
-        return "training" if self.training else "forward"
-
-    def at(self, length: int) -> Self:
-        """Return this case for another number of keys, and queries in proportion; it says nothing of growth then."""
-        if length < SHORTEST:
-            raise ShapeError(f"length={length} is too short for a case; give at least {SHORTEST}")
-        queries = None if self.queries is None else max(1, self.queries * length // self.length)
-        same = length == self.length
-        targets = self.targets if same else ()
-        return dataclasses.replace(self, length=length, queries=queries, targets=targets, lengths=())
-
-    def quickened(self) -> Self | None:
-        """Return this case as the quick table has it, or None; targets are for the documented size alone."""
-        if self.quick is None:
-            return None
-        lengths = (self.quick // 2, self.quick) if self.lengths else ()
-        return dataclasses.replace(self.at(self.quick), lengths=lengths)
+"""MiB that any mechanism may take at 16,384 keys."""
 
 
 def case(name: str) -> Case:
@@ -135,9 +43,9 @@ def case(name: str) -> Case:
     Raises:
         UnknownNameError: If there is none, with the nearest names.
     """
-    found = next((one for one in CASES if one.name == name), None)
+    found = next((one for one in EVERY if one.name == name), None)
     if found is None:
-        raise unknown_name("case", name, [one.name for one in CASES])
+        raise unknown_name("case", name, [one.name for one in EVERY])
     return found
 
 
@@ -364,3 +272,6 @@ CASES: tuple[Case, ...] = (
     ),
 )
 """The documented set: float32, one sequence, 8 heads of 64 unless the title says otherwise."""
+
+EVERY = (*CASES, *DECODING)
+"""The documented set and that of decoding."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
-from polyhead.bench.cases import Case
-from polyhead.spec import AttentionSpec, Latent, Linear, Pattern
+from polyhead.bench.case import Case
+from polyhead.spec import AttentionSpec, Latent, Linear, Pattern, retention
 from polyhead.spec.ranges import BlockState
 
 QUERY_BLOCK = 128
@@ -68,15 +69,38 @@ def useful_operations(case: Case) -> float:
         Floating-point operations.
     """
     spec = case.attention
-    if isinstance(spec.weighting, Linear):
+    if case.sequences:
+        return sum(useful_operations(dataclasses.replace(case, length=n, sequences=())) for n in case.sequences)
+    if isinstance(spec.weighting, Linear) and case.decoding:
+        attended = 4.0 * spec.qk_head_dim * spec.v_head_dim * spec.num_heads * case.q_len
+    elif isinstance(spec.weighting, Linear):
         attended = 4.0 * spec.qk_head_dim * spec.v_head_dim * spec.num_heads * case.length
     else:
         width = 2 * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
         attended = float(width * pairs(spec, case.q_len, case.length))
-    projected = 2.0 * case.length * _projected_numbers(case)
+    projected = 2.0 * (case.q_len if case.decoding else case.length) * _projected_numbers(case)
     if case.training:
         return (1 + BACKWARD) * attended + (1 + BACKWARD_OF_PROJECTION) * projected
     return attended + projected
+
+
+def bytes_read(case: Case, itemsize: int) -> float:
+    """Count the bytes that decoding cannot but read: what is kept of each sequence, and a layer's parameters.
+
+    Args:
+        case: The case.
+        itemsize: Bytes of a number.
+
+    Returns:
+        Bytes; 0 for a case that does not decode.
+    """
+    if not case.decoding:
+        return 0.0
+    kept = retention(case.attention)
+    numbers = sum(map(kept.numbers, case.sequences or (case.length,)))
+    if case.layer is not None:
+        numbers += sum(map(math.prod, case.layer.parameter_shapes().values()))
+    return float(numbers * itemsize)
 
 
 def _projected_numbers(case: Case) -> int:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from polyhead.bench.cases import CASES, EXPONENT, MEMORY, MEMORY_LENGTH, Case, case as case_of
+from polyhead.bench.case import EXPONENT, MEMORY, MEMORY_LENGTH, Case
+from polyhead.bench.cases import CASES, EVERY, case as case_of
 from polyhead.bench.ceilings import DTYPES, Ceilings, machine_line, measure_ceilings
+from polyhead.bench.decoding import DECODING
 from polyhead.bench.records import OURS, Outcome, Record, Row
 from polyhead.bench.timer import Turns, computing_with, measure, seconds_of
 from polyhead.errors import PolyheadError, ShapeError, UnsupportedError, require_extra
@@ -43,6 +45,7 @@ class Options:
     threads: int
     seconds: float
     memory: bool
+    decoding: bool = False
 
     @property
     def hurried(self) -> bool:
@@ -62,6 +65,7 @@ class Options:
     def command(self, names: Iterable[str]) -> str:
         """Return what to type for some cases."""
         words = ["polyhead bench", *names, f"--threads {self.threads}"]
+        words += ["--decode"] if self.decoding and not names else []
         words += [] if self.dtype == DOCUMENTED_DTYPE else [f"--dtype {self.dtype}"]
         words += ["--quick"] if self.quick else []
         words += [] if self.seconds == _default_seconds(self.quick) else [f"--seconds {self.seconds:g}"]
@@ -88,6 +92,7 @@ def run(
     threads: int | None = None,
     seconds: float | None = None,
     memory: bool = False,
+    decoding: bool = False,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Record:
     """Time cases beside their peers.
@@ -103,7 +108,8 @@ def run(
         threads: Threads to compute with. None: as many as torch has.
         seconds: When to stop waiting for a quiet machine, for each case. None: 20, or 1.5 if quick,
             which then ends in time on a busy machine too, with fewer turns or fewer cases.
-        memory: Whether to measure peak memory too, each time in a process of its own.
+        memory: Whether to measure peak memory too, each time in a process of its own; not in decoding.
+        decoding: Whether the set without names is that of decoding.
         progress: Called with a line before each case.
 
     Returns:
@@ -116,7 +122,7 @@ def run(
         MissingExtraError: If torch is not installed.
         Interrupted: If it is interrupted when there is a row; it holds the record so far.
     """
-    chosen = selected(cases, quick=quick)
+    chosen = selected(cases, quick=quick, decoding=decoding)
     if dtype not in DTYPES:
         raise UnsupportedError(f"dtype={dtype!r} is not timed; use {', '.join(DTYPES)}")
     seconds = _default_seconds(quick) if seconds is None else seconds
@@ -130,7 +136,9 @@ def run(
     rows: list[Row] = []
     failures: dict[str, str] = {}
     with computing_with(threads) as used:
-        options = Options(quick=quick, peers=peers, dtype=dtype, threads=used, seconds=seconds, memory=memory)
+        options = Options(
+            quick=quick, peers=peers, dtype=dtype, threads=used, seconds=seconds, memory=memory, decoding=decoding
+        )
         progress("ceilings of the machine")
         ceilings = measure_ceilings(dtype)
         head = Record(
@@ -175,20 +183,26 @@ def _run_all(
 
 def _finished(head: Record, ceilings: Ceilings, rows: list[Row], failures: dict[str, str]) -> Record:
     """Fill a record, and say of each row which part of the ceiling, known when all is done, its operations reach."""
-    shares = [None if one.turns is None else one.operations / one.turns.median(OURS) / ceilings.flops for one in rows]
+    parts = [
+        one.bytes_read / ceilings.read_bytes if one.bytes_read else one.operations / ceilings.flops for one in rows
+    ]
+    shares = [
+        None if one.turns is None else part / one.turns.median(OURS) for one, part in zip(rows, parts, strict=True)
+    ]
     shared = tuple(dataclasses.replace(row, share=share) for row, share in zip(rows, shares, strict=True))
     return dataclasses.replace(head, ceilings=ceilings, rows=shared, failures=failures)
 
 
-def selected(cases: Iterable[str | Case] | None = None, *, quick: bool = False) -> list[Case]:
+def selected(cases: Iterable[str | Case] | None = None, *, quick: bool = False, decoding: bool = False) -> list[Case]:
     """Return the cases asked for, at the lengths asked for; raises as `run` does."""
-    named = list(CASES if cases is None else (case_of(one) if isinstance(one, str) else one for one in cases))
+    every = DECODING if decoding else CASES
+    named = list(every if cases is None else (case_of(one) if isinstance(one, str) else one for one in cases))
     if not quick:
         return named
     small = [(one, one.quickened()) for one in named]
     left = [one.name for one, found in small if found is None]
     if left and cases is not None:
-        there = ", ".join(one.name for one in CASES if one.quick is not None)
+        there = ", ".join(one.name for one in EVERY if one.quick is not None)
         raise UnsupportedError(f"{', '.join(left)} not in the quick table, which has {there}; leave quick out")
     return [found for _, found in small if found is not None]
 
@@ -202,11 +216,15 @@ def timed(case: Case, options: Options) -> Row:
     import torch
 
     from polyhead.bench.checks import check_against_oracle
-    from polyhead.bench.work import Work, no_room
+    from polyhead.bench.work import Work, no_room, refusal
 
-    dtype = getattr(torch, options.dtype)
+    dtype = getattr(torch, case.dtype or options.dtype)
     row = _untimed(case, options)
+    if reason := refusal(case, dtype):
+        return dataclasses.replace(row, notes=(f"not run: {reason}",))
     check_against_oracle(case, row.kernel, dtype)
+    if case.model is not None:
+        return _timed_model(case, row, options)
     if reason := no_room(case, dtype):
         return dataclasses.replace(row, notes=(f"not run: {reason}",))
     work = Work.of(case, dtype)
@@ -231,13 +249,33 @@ def timed(case: Case, options: Options) -> Row:
     return dataclasses.replace(row, targets=_outcomes(case, row) if options.dtype == DOCUMENTED_DTYPE else ())
 
 
+def _timed_model(case: Case, row: Row, options: Options) -> Row:
+    """Time a whole model, after all that run the same one have been compared."""
+    import torch
+
+    from polyhead.bench.checks import check_same
+    from polyhead.bench.models import TITLES, build
+
+    try:
+        ours, peers, bytes_read = build(case)
+    except PolyheadError as error:
+        return dataclasses.replace(row, notes=(f"not run: {error}",))
+    for name in case.peers:
+        if name != "floor":
+            check_same(ours(), peers[name](), torch.float32, f"{case.name} at {case.length} tokens", name)
+    turns = measure({OURS: ours, **peers}, base=case.peers[0], seconds=options.seconds, limit=options.limit)
+    row = dataclasses.replace(row, turns=turns, base=case.peers[0], titles=TITLES, bytes_read=bytes_read)
+    return dataclasses.replace(row, targets=_outcomes(case, row))
+
+
 def _untimed(case: Case, options: Options) -> Row:
     """Return a case's row with what is known before it runs."""
     import torch
 
-    from polyhead.bench.counts import pairs, useful_operations
+    from polyhead.bench.counts import bytes_read, pairs, useful_operations
     from polyhead.bench.work import kernel_of
 
+    dtype = getattr(torch, case.dtype or options.dtype)
     bounded = any(target.against == MEMORY for target in case.targets)
     return Row(
         case=case.name,
@@ -245,11 +283,12 @@ def _untimed(case: Case, options: Options) -> Row:
         direction=case.direction,
         q_len=case.q_len,
         kv_len=case.length,
-        kernel=kernel_of(case, getattr(torch, options.dtype)),
+        kernel=kernel_of(case, dtype),
         spec=json.loads(case.spec.to_json()),
         command=options.command([case.name]),
         pairs=pairs(case.attention, case.q_len, case.length),
         operations=useful_operations(case),
+        bytes_read=bytes_read(case, dtype.itemsize),
         memory_keys=MEMORY_LENGTH if bounded else case.length,
     )
 
@@ -292,7 +331,7 @@ def _sweep(case: Case, options: Options) -> tuple[Turns | None, list[str]]:
 
     from polyhead.bench.work import Work, no_room
 
-    dtype = getattr(torch, options.dtype)
+    dtype = getattr(torch, case.dtype or options.dtype)
     runs, notes = {}, []
     for length in case.lengths:
         at_length = case.at(length)
@@ -334,7 +373,7 @@ def _memory(case: Case, options: Options, names: Iterable[str]) -> tuple[dict[st
 
     found: dict[str, float] = {}
     notes: list[str] = []
-    for name in names if options.memory else ():
+    for name in names if options.memory and not case.decoding else ():
         try:
             found[name] = peak_memory(case, name, dtype=options.dtype, threads=options.threads)
         except PolyheadError as error:

@@ -99,7 +99,10 @@ def t5(work: Work, *, implementation: str) -> Contender | str:
 def _decoder(
     work: Work, model: str, prefix: str, weights: Mapping[str, Tensor], mask: str = "causal", **config: Any
 ) -> Contender:
-    """Run a decoder's attention of transformers with SDPA; its mask, cos and sin are made outside the timing."""
+    """Run a decoder's attention of transformers with SDPA; its mask, cos and sin are made outside the timing.
+
+    In decoding its cache holds random keys and values of every head, to which a token's are appended.
+    """
     code, x = _modeling(model), work.tensors["x"]
     spec, _ = _ours(work)
     position = spec.attention.position
@@ -109,9 +112,28 @@ def _decoder(
     made._attn_implementation = "sdpa"
     module = getattr(code, f"{prefix}Attention")(made, layer_idx=0).to(work.dtype)
     module.load_state_dict(weights)
-    angles = getattr(code, f"{prefix}RotaryEmbedding")(made)(x, torch.arange(x.shape[1])[None])
+    past = work.case.length - work.case.q_len if work.case.decoding else 0
+    angles = getattr(code, f"{prefix}RotaryEmbedding")(made)(x, past + torch.arange(x.shape[1])[None])
+    if work.case.decoding:
+        return _step(work, module, functools.partial(module, position_embeddings=angles, attention_mask=None), past)
     seen = _mask(mask, made, x)
     return _contender(work, module, lambda x: module(x, position_embeddings=angles, attention_mask=seen)[0])
+
+
+def _step(work: Work, module: nn.Module, call: Callable[..., Any], past: int) -> Contender:
+    """Run a module for the tokens after those in transformers' default cache, and take them back."""
+    cache_utils, spec = importlib.import_module("transformers.cache_utils"), work.case.attention
+    shapes = [(1, spec.num_heads, past, width) for width in (spec.qk_head_dim, spec.v_head_dim)]
+    cache = cache_utils.DynamicCache()
+    cache.update(*(torch.randn(shape, dtype=work.dtype) for shape in shapes), 0)
+    module.eval().requires_grad_(False)
+
+    def forward() -> Tensor:
+        output: Tensor = call(work.tensors["x"], past_key_values=cache)[0]
+        cache.crop(past)
+        return output
+
+    return Contender(work.timed(forward, []), same=False)
 
 
 def mistral(work: Work) -> Contender | str:
@@ -296,5 +318,6 @@ PEERS: Mapping[str, Peer] = {
     "bigbird": Peer("transformers' BigBird layer, block-sparse", _transformers(bigbird)),
     "diffllama-sdpa": Peer("transformers' DiffLlama layer, SDPA", _transformers(diffllama)),
     "deepseek-v2-sdpa": Peer("transformers' DeepSeek-V2 layer, SDPA", _transformers(deepseek_v2)),
+    "deepseek-v2-step": Peer("transformers' DeepSeek-V2 layer and cache", _transformers(deepseek_v2)),
     "x-transformers": Peer("x-transformers' layer", x_transformers),
 }

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyhead.bench.cases import CASES, SHORTEST, Case, case as case_of
+from polyhead.bench.case import SHORTEST, Case
+from polyhead.bench.cases import CASES, case as case_of
 from polyhead.bench.records import OURS
 from polyhead.errors import PolyheadError, UnsupportedError
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyhead.bench import layers
+from polyhead.bench import decode_peers, layers
 from polyhead.bench.contender import Contender, Peer, missing
 from polyhead.bench.work import SDPA_MATRICES, Work, lacking
 from polyhead.spec import (
@@ -167,6 +167,7 @@ PEERS: Mapping[str, Peer] = {
     "window": Peer("ours, the window alone", window),
     "fla-naive": Peer("flash-linear-attention in plain PyTorch", fla_naive),
     **layers.PEERS,
+    **decode_peers.PEERS,
 }
 """Every peer, by the name that a case has for it."""
 

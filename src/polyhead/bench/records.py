@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from polyhead.bench.cases import EXPONENT, MEMORY
+from polyhead.bench.case import EXPONENT, MEMORY
 from polyhead.bench.ceilings import Ceilings
 from polyhead.bench.timer import Turns, fitted_exponent
 from polyhead.errors import CheckpointError
@@ -72,7 +72,8 @@ class Row:
         sweep: The seconds of every turn by length, from which the exponent follows. None: one length alone.
         pairs: Allowed pairs of all heads.
         operations: Useful floating-point operations.
-        share: The part of the matrix-product ceiling that these reach.
+        bytes_read: Bytes that decoding cannot but read; 0 where it is no decoding.
+        share: The part that these reach of the matrix-product ceiling, or in decoding of the read ceiling.
         targets: What was meant to be reached, and was or not.
         memory: Peak memory beyond inputs, outputs and gradients in MiB, by contender. Empty: not measured.
         memory_keys: Number of keys that it was measured at, or would be.
@@ -94,6 +95,7 @@ class Row:
     sweep: Turns | None = None
     pairs: int = 0
     operations: float = 0.0
+    bytes_read: float = 0.0
     share: float | None = None
     targets: tuple[Outcome, ...] = ()
     memory: Mapping[str, float] = dataclasses.field(default_factory=dict)

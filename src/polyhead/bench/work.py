@@ -7,15 +7,18 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyhead.attention import Attention, attend
-from polyhead.bench.cases import Case
+from polyhead.bench.case import Case
+from polyhead.cache import Cache, GrowingCache, new_cache
+from polyhead.errors import UnsupportedError
 from polyhead.kernels import common, select
 from polyhead.kernels.common import compute_dtype
-from polyhead.spec import AttentionSpec, Causal, Full
+from polyhead.spec import AttentionSpec, Causal, Full, retention
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[], Outputs]
@@ -40,7 +43,8 @@ class Work:
         case: The case.
         dtype: Dtype of the tensors.
         tensors: Of a layer ``x`` ``[1, length, embed_dim]``; else ``query`` ``[1, heads, length, width]``, of which a
-            case with fewer queries uses the last ones, ``key`` and ``value`` if the spec has one.
+            case with fewer queries uses the last ones, ``key`` and ``value`` if the spec has one. In decoding ``x``
+            and ``query`` are the new tokens alone, and there is a row for each sequence.
         params: The learned tensors of a spec; empty for a layer, which has its own.
         layer: Our layer, or None.
         cotangent: The output's gradient in training, of the output's shape.
@@ -60,15 +64,21 @@ class Work:
         spec, length = case.attention, case.length
         if case.layer is not None:
             layer = Attention(case.layer, dtype=dtype).eval().requires_grad_(case.training)
-            x = torch.randn(1, length, case.layer.embed_dim, dtype=dtype).requires_grad_(case.training)
+            tokens = case.q_len if case.decoding else length
+            x = torch.randn(1, tokens, case.layer.embed_dim, dtype=dtype).requires_grad_(case.training)
             cotangent = torch.randn(x.shape, dtype=dtype)
             return cls(case=case, dtype=dtype, tensors={"x": x}, params={}, layer=layer, cotangent=cotangent)
-        shapes = {name: (1, shape[0], length, shape[1]) for name, shape in spec.input_shapes().items() if shape}
+        batch, asked = len(case.sequences) or 1, case.q_len if case.decoding else length
+        shapes = {
+            name: (batch, shape[0], asked if name == "query" else length, shape[1])
+            for name, shape in spec.input_shapes().items()
+            if shape
+        }
         tensors = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
         params = {name: 0.1 * torch.randn(shape, dtype=dtype) for name, shape in spec.parameter_shapes().items()}
         for tensor in (*tensors.values(), *params.values()):
             tensor.requires_grad_(case.training)
-        cotangent = torch.randn(1, spec.num_heads, case.q_len, spec.v_head_dim, dtype=dtype)
+        cotangent = torch.randn(batch, spec.num_heads, case.q_len, spec.v_head_dim, dtype=dtype)
         return cls(case=case, dtype=dtype, tensors=tensors, params=params, layer=None, cotangent=cotangent)
 
     @property
@@ -77,16 +87,19 @@ class Work:
         query = self.tensors["query"]
         return query if self.case.queries is None else query[:, :, -self.case.q_len :].contiguous()
 
-    def ours(self, spec: AttentionSpec | None = None, *, kernel: str = "auto") -> Run:
+    def ours(self, spec: AttentionSpec | None = None, *, kernel: str | None = None) -> Run:
         """Return what ours runs.
 
         Args:
             spec: Another mechanism over the same tensors. None: the case's own.
-            kernel: Which kernel.
+            kernel: Which kernel. None: the case's.
 
         Returns:
             A call that returns the output, and in training the gradients.
         """
+        kernel = kernel or self.case.kernel
+        if self.case.decoding:
+            return self._decoding(kernel)
         if self.layer is not None:
             layer = self.layer if spec is None else self._layer_with(spec)
             x = self.tensors["x"]
@@ -113,6 +126,50 @@ class Work:
 
         return with_gradients if self.case.training else without_gradients
 
+    def filled_cache(self) -> Cache:
+        """Return a cache with all keys but the last ones, which stand for the new tokens'; a layer's are random."""
+        case, spec = self.case, self.case.attention
+        lengths = case.sequences or (case.length,)
+        longest = max(lengths) if retention(spec).kind == "growing" else None  # the others take tokens without end
+        cache = new_cache(spec, batch=len(lengths), max_seq_len=longest, dtype=self.dtype)
+        past = [length - case.q_len for length in lengths]
+        if self.layer is not None:
+            key, value = (
+                None if x is None else torch.randn(1, x[0], past[0], x[1], dtype=self.dtype)
+                for x in (spec.input_shapes()["key"], spec.input_shapes()["value"])
+            )
+            params = {name: getattr(self.layer, name) for name in spec.parameter_shapes()}
+        else:
+            key, value = (
+                None if x is None else x[:, :, : max(past)] for x in (self.tensors["key"], self.tensors.get("value"))
+            )
+            params = dict(self.params)
+        assert key is not None
+        cache.append(key, value, params=params, lengths=past)
+        return cache
+
+    def _decoding(self, kernel: str) -> Run:
+        """Return a call for the next tokens after a cache, which are taken back where that is possible."""
+        cache, layer, spec = self.filled_cache(), self.layer, self.case.attention
+        past = cache.lengths
+
+        def new(x: Tensor | None) -> Any:
+            places = (slice(length, length + self.case.q_len) for length in past)
+            return None if x is None else torch.stack([own[:, some] for own, some in zip(x, places, strict=True)])
+
+        tokens = {} if layer is not None else {name: new(self.tensors.get(name)) for name in ("key", "value")}
+
+        def forward() -> Tensor:
+            if layer is not None:
+                output: Tensor = layer(self.tensors["x"], cache=cache, kernel=kernel)
+            else:
+                output = attend(self.query, **tokens, spec=spec, params=self.params, cache=cache, kernel=kernel)
+            if isinstance(cache, GrowingCache):
+                cache.crop(past)
+            return output
+
+        return self.timed(forward, [])
+
     def _layer_with(self, spec: AttentionSpec) -> Attention:
         assert self.layer is not None
         layer = Attention(dataclasses.replace(self.layer.spec, attention=spec), dtype=self.dtype).eval()
@@ -121,8 +178,17 @@ class Work:
 
 
 def kernel_of(case: Case, dtype: torch.dtype) -> str:
-    """Return the name of the kernel that ours runs a case on."""
-    return select.choose(_asked(case, dtype)).name
+    """Return the name of the kernel that ours runs a case on: the case's, or the one that `auto` picks."""
+    return select.choose(_asked(case, dtype)).name if case.kernel == "auto" else case.kernel
+
+
+def refusal(case: Case, dtype: torch.dtype) -> str | None:
+    """Return why the kernel that a case is for does not run it here, or None."""
+    try:
+        select.choose(_asked(case, dtype), case.kernel)
+    except UnsupportedError as error:
+        return str(error)
+    return None
 
 
 def no_room(case: Case, dtype: torch.dtype) -> str | None:
@@ -137,7 +203,7 @@ def needed_bytes(case: Case, dtype: torch.dtype) -> float:
     numbers of a mask, and forms the scores where keys and values differ in width.
     """
     asked, spec, pairs = _asked(case, dtype), case.attention, case.q_len * case.length
-    kernel = select.choose(asked)
+    kernel = select.choose(asked, case.kernel)
     needed = _tensor_bytes(case, dtype) + BESIDES
     if kernel.refuse(dataclasses.replace(asked, weights=True)) is None:
         return needed + SCORE_MATRICES * spec.num_heads * spec.num_maps * pairs * compute_dtype(dtype).itemsize
@@ -151,7 +217,15 @@ def needed_bytes(case: Case, dtype: torch.dtype) -> float:
 
 
 def _asked(case: Case, dtype: torch.dtype) -> common.Case:
-    return common.Case(spec=case.attention, q_len=case.q_len, kv_len=case.length, dtype=dtype, needs_grad=case.training)
+    return common.Case(
+        spec=case.attention,
+        q_len=case.q_len,
+        kv_len=case.length,
+        dtype=dtype,
+        needs_grad=case.training,
+        aligned=not case.sequences,
+        ragged=bool(case.sequences),
+    )
 
 
 def _tensor_bytes(case: Case, dtype: torch.dtype) -> int:
@@ -160,7 +234,8 @@ def _tensor_bytes(case: Case, dtype: torch.dtype) -> int:
     stored = sum(math.prod(shape) for name, shape in shapes.items() if name != "query" and shape)
     asked = math.prod(shapes["query"] or ()) + case.attention.num_heads * case.attention.v_head_dim
     around = 0 if case.layer is None else 2 * case.layer.embed_dim
-    numbers = case.length * (stored + around) + case.q_len * asked
+    keys = sum(case.sequences) or case.length
+    numbers = keys * (stored + around) * (2 if case.decoding else 1) + case.q_len * asked  # a cache holds them again
     return numbers * dtype.itemsize * (2 if case.training else 1)
 
 

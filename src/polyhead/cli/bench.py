@@ -33,6 +33,7 @@ LEFT = {"case", "kernel", "against", "target"}
 @click.command("bench", epilog="Exit code 1: something timed does not compute what it should.")
 @click.argument("cases", nargs=-1, metavar="[CASE]...")
 @click.option("--list", "listed", is_flag=True, help="List the cases and their peers, and time nothing.")
+@click.option("--decode", "decoding", is_flag=True, help="Take the set of decoding: a token after a cache.")
 @click.option(
     "--quick", is_flag=True, help="A first table in under 90 seconds: fewer cases, shorter inputs, no targets."
 )
@@ -52,6 +53,7 @@ LEFT = {"case", "kernel", "against", "target"}
 def command(
     cases: tuple[str, ...],
     listed: bool,
+    decoding: bool,
     quick: bool,
     memory: bool,
     threads: int | None,
@@ -70,12 +72,13 @@ def command(
     Examples:
       polyhead bench --list
       polyhead bench --quick
+      polyhead bench --decode --threads 2
       polyhead bench window linear --threads 2 --plot growth.png
       polyhead bench full --memory --json full.json
     """
     from polyhead.bench.harness import Interrupted, run, selected
 
-    chosen = selected(cases or None, quick=quick)
+    chosen = selected(cases or None, quick=quick, decoding=decoding)
     if listed:
         _list(chosen)
         return
@@ -92,6 +95,7 @@ def command(
             threads=threads,
             seconds=seconds,
             memory=memory,
+            decoding=decoding,
             progress=lambda text: click.echo(text, err=True),
         )
     except Interrupted as stop:

@@ -26,6 +26,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": ("torch",),
     "hf": ("torch", "transformers", "gguf", "accelerate"),
+    "numba": ("torch", "numba"),
     "plot": ("matplotlib",),
     "bench": ("transformers", "matplotlib", "x-transformers", "fla-core"),
 }

@@ -6,24 +6,12 @@ The query heads that share a key/value head are rows of one product, so a key is
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from polyhead.kernels import decoding, stages
-from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, compute_dtype, confined, not_finite
+from polyhead.kernels.common import Call, Kernel, allowed_pairs, compute_dtype, confined, not_finite
 from polyhead.storage import grouped
-
-FEWEST_KEYS = 2**10
-"""Keys, of all heads together, below which one call of PyTorch's takes less time than the steps do here."""
-
-
-def pass_over(case: Case) -> str | None:
-    """Return why another kernel is quicker, or None."""
-    if case.kv_len * case.spec.num_kv_heads < FEWEST_KEYS:
-        return f"below {FEWEST_KEYS:,} keys of all heads together, its steps take longer than reading them"
-    return None
 
 
 def run(call: Call) -> tuple[Tensor, None]:
@@ -36,31 +24,19 @@ def _attend(call: Call) -> Tensor:
     case, spec = call.case, call.case.spec
     key, value = call.key, call.value
     assert value is not None
-    seen, partly, blind = decoding.visible(call)
+    seen = decoding.visible(call)
+    near = decoding.over(call, seen.keys)
     query = grouped.by_group(call.query.to(compute_dtype(case.dtype)), spec) * spec.scale
     rows = grouped.by_key_head(query, spec).flatten(2, 3)
-    near = dataclasses.replace(call, key_positions=call.key_positions[:, seen])
-    masks = [
-        (slice(keys.start - seen.start, keys.stop - seen.start), ~stages.by_group(allowed_pairs(call, keys=keys), spec))
-        for keys in partly
-    ]
 
     def attend(key: Tensor, value: Tensor) -> Tensor:
-        products = decoding.scores(rows, key[:, :, seen])
-        by_map: Tensor = grouped.keys_by_map(products, spec).unflatten(3, query.shape[3:5])
-        scores = stages.biased(near, by_map, query)
-        for keys, hidden in masks:
-            scores[..., keys].masked_fill_(hidden[:, None], -torch.inf)
-        nothing = (scores == -torch.inf).all(dim=-1, keepdim=True) if blind else None
-        weights = stages.softmax(near, scores, out=scores)
-        if nothing is not None:
-            weights = weights.masked_fill(nothing, 0.0)
-        weights = stages.mixed_maps(near, weights)
-        values = decoding.mixed(weights.flatten(2, 3), value[:, :, seen])
+        products = grouped.keys_by_map(decoding.scores(rows, key[:, :, seen.keys]), spec)
+        weights = decoding.weigh(near, products.unflatten(3, query.shape[3:5]), query, seen)
+        values: Tensor = decoding.mixed(weights.flatten(2, 3), value[:, :, seen.keys])
         return stages.finish(near, weights, values.unflatten(2, weights.shape[2:4]))
 
     output = confined(attend, (key, value), lambda: not_finite(key, value, spec), lambda: allowed_pairs(call))
     return output.to(case.dtype)
 
 
-KERNEL = Kernel("decode", "a few queries against stored keys, each read once", decoding.refuse, run, pass_over)
+KERNEL = Kernel("decode", "a few queries against stored keys, each read once", decoding.refuse, run, decoding.pass_over)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyhead.kernels import decode, decoding, stages, team
+from polyhead.kernels import decoding, stages, team
 from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, beyond_flash, compute_dtype, confined, not_finite
 from polyhead.spec import Alibi, AttentionSpec, Band, Full, RelativeBias, Softmax
 from polyhead.storage import grouped
@@ -281,4 +281,4 @@ def _announced() -> Iterator[None]:
         timer.cancel()
 
 
-KERNEL = Kernel("numba", "a few queries against stored keys in compiled loops", refuse, run, decode.pass_over)
+KERNEL = Kernel("numba", "a few queries against stored keys in compiled loops", refuse, run, decoding.pass_over)

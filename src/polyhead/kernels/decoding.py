@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polyhead.kernels.common import Call, Case, rotates_in_kernel
+from polyhead.kernels import stages
+from polyhead.kernels.common import Call, Case, allowed_pairs, rotates_in_kernel
 from polyhead.spec import AttentionSpec, Full, Latent, Linear
 from polyhead.spec.ranges import BlockState
 
@@ -21,6 +22,9 @@ TURNED_ROWS = 64
 
 WIDENED_ELEMENTS = 2**20
 """Stored numbers in half precision that are made wide at once, 4 MiB in float32."""
+
+FEWEST_KEYS = 2**10
+"""Keys, of all heads together, below which one call of PyTorch's takes less time than the steps do here."""
 
 
 class Visible(NamedTuple):
@@ -66,6 +70,13 @@ def _refuse_spec(spec: AttentionSpec) -> str | None:
     return None
 
 
+def pass_over(case: Case) -> str | None:
+    """Return why another kernel is quicker, or None."""
+    if case.kv_len * case.spec.num_kv_heads < FEWEST_KEYS:
+        return f"below {FEWEST_KEYS:,} keys of all heads together, its steps take longer than reading them"
+    return None
+
+
 def sequences(call: Call) -> list[Call]:
     """Return a call for each sequence where each has keys of its own number, so that no padding is read; or the call.
 
@@ -100,20 +111,23 @@ def visible(call: Call) -> Visible:
     """Return what queries see, from the pattern alone where keys lie in order.
 
     Args:
-        call: What is asked, of one sequence if they are ragged.
+        call: What is asked; of a ragged batch one sequence, else all keys count as seen in part.
 
     Returns:
         See `Visible`.
     """
     case, pattern = call.case, call.case.spec.pattern
     every = slice(0, case.kv_len)
+    if not case.q_len:
+        return Visible(every, [], False)
     if case.key_mask or case.segments:
         return Visible(every, [every], True)
     if pattern == Full():
         return Visible(every, [], case.kv_len == 0)
-    if pattern.per_head or not (case.aligned or case.ragged):
+    in_order = case.aligned or (case.ragged and len(call.query) == 1)
+    if pattern.per_head or not in_order:
         return Visible(every, [every], True)
-    first = int(call.query_positions[0, 0])
+    first = case.kv_len - case.q_len if case.aligned else int(call.query_positions[0, 0])
     ranges = pattern.key_ranges(first, first + case.q_len, kv_len=case.kv_len)
     if not ranges:
         return Visible(slice(0, 0), [], True)
@@ -126,6 +140,37 @@ def visible(call: Call) -> Visible:
             partly.append(slice(start, stop))
         last = stop
     return Visible(seen, partly, all(state is BlockState.PARTIAL for *_, state in ranges))
+
+
+def weigh(call: Call, products: Tensor, query: Tensor, seen: Visible) -> Tensor:
+    """Turn scaled q·k into weights over the keys that some query sees; nothing is kept for a backward pass.
+
+    Args:
+        call: What is asked, with the positions of the keys that are seen.
+        products: ``[batch, maps, kv_heads, group, q_len, seen]``, this function's own to change.
+        query: As `stages.weigh` takes it.
+        seen: Which keys these are, see `visible`.
+
+    Returns:
+        ``[batch, kv_heads, group, q_len, seen]``.
+    """
+    first, spec = seen.keys.start, call.case.spec
+    scores = stages.biased(call, products, query)
+    for keys in seen.partly:
+        some = slice(keys.start - first, keys.stop - first)
+        hidden = ~stages.by_group(allowed_pairs(call, keys=some), spec)[:, None]
+        scores[..., some] = scores[..., some].masked_fill(hidden, -torch.inf)
+    nothing = (scores == -torch.inf).all(dim=-1, keepdim=True) if seen.blind else None
+    maps = stages.softmax(call, scores, out=scores)
+    return stages.mixed_maps(call, maps if nothing is None else maps.masked_fill(nothing, 0.0))
+
+
+def over(call: Call, keys: slice) -> Call:
+    """Return a call with the positions, and the mask, of a range of its keys; its tensors stay as they are."""
+    mask = call.key_mask
+    return dataclasses.replace(
+        call, key_positions=call.key_positions[:, keys], key_mask=None if mask is None else mask[:, keys]
+    )
 
 
 def scores(rows: Tensor, keys: Tensor) -> Tensor:
