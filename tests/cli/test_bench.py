@@ -27,6 +27,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     window = dataclasses.replace(module.case("window").at(32), lengths=(16, 32), peers=("sdpa",), quick=64)
     monkeypatch.setattr(module, "CASES", (full, window))
     monkeypatch.setattr("polyhead.bench.harness.CASES", (full, window))
+    monkeypatch.setattr(module, "EVERY", (full, window))
 
 
 SHORT = ("--threads", "1", "--seconds", "0.5")  # which one tiny run surely does not take

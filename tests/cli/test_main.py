@@ -195,6 +195,7 @@ def test_version_lists_the_extras_that_are_there(call: Polyhead, monkeypatch: py
         "polyhead 1.2.3",
         "  torch  torch 2.9",
         "  hf     no, accelerate is missing: pip install 'polyhead[hf]'",
+        "  numba  no, numba is missing: pip install 'polyhead[numba]'",
         "  plot   matplotlib 3.10",
         "  bench  no, x-transformers is missing: pip install 'polyhead[bench]'",
     ]

@@ -138,7 +138,7 @@ def test_the_second_process_compiles_nothing(filled: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in filled.rglob("*.nbc")} == before
 
 
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("suffix", ["nbi", pytest.param("nbc", marks=pytest.mark.slow)])
 def test_a_broken_cache_costs_a_warning(filled: Path, suffix: str, tmp_path: Path) -> None:
     for file in filled.rglob("*.nb?"):
         copy = tmp_path / file.relative_to(filled)
@@ -150,6 +150,7 @@ def test_a_broken_cache_costs_a_warning(filled: Path, suffix: str, tmp_path: Pat
     assert re.match(r"numba cannot keep compiled decoding in .*; empty that directory, or set NUMBA_CACHE_DIR", said[3])
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning(tmp_path: Path) -> None:
     full = """
     import numba.core.caching as caching, errno

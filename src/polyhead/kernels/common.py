@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -244,7 +245,7 @@ def _is_spoiled(x: Tensor) -> bool:
     if x.is_meta or torch.compiler.is_compiling():
         return False
     # in float16 a sum of many finite numbers would be infinite
-    return not torch.isfinite(x.detach().sum(dtype=compute_dtype(x.dtype)))
+    return not math.isfinite(x.detach().sum(dtype=compute_dtype(x.dtype)).item())
 
 
 def not_finite(key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:

@@ -2,8 +2,9 @@
 
 A unit of work is a stretch of the keys of one key/value head of one sequence, for all rows that meet them: the query
 heads of its group, their maps and the few queries. Each unit keeps its rows' maximum, sum and weighted values, from
-which the units of a row are put together. Keys go through in blocks that stay in the nearest cache, so each is read
-from memory once. Scores are in base 2: the factor log₂ e is in the queries, slopes and tables that come in.
+which the thread that is done last puts the units of a row together. Keys go through in blocks that stay in the nearest
+cache, so each is read from memory once. Scores are in base 2: the factor log₂ e is in the scale, slopes, tables and
+sinks that come in.
 """
 
 from __future__ import annotations
@@ -152,17 +153,17 @@ def _mix(
 
 
 @_compiled
-def _score(row: Any, softcap: Any, slope: Any, bias: Any, reach: int, query: int, positions: Any) -> None:
-    """Apply softcap and bias to a row's scores, of a query and keys at some positions."""
+def _score(row: Any, count: int, softcap: Any, slope: Any, bias: Any, reach: int, query: int, positions: Any) -> None:
+    """Apply softcap and bias to a row's scores, of a query and keys at some positions; softcap and slope may be 0."""
     if softcap > _ZERO:
-        for j in range(len(positions)):
+        for j in range(count):
             grown = _exp2(min(np.float32(120), max(_LOWEST, row[j] * (np.float32(2) * _LOG2_E / softcap))))
             row[j] = softcap * _LOG2_E * (_ONE - np.float32(2) / (grown + _ONE))
     if slope != _ZERO:
-        for j in range(len(positions)):
+        for j in range(count):
             row[j] -= slope * np.float32(abs(positions[j] - query))
     if reach >= 0:
-        for j in range(len(positions)):
+        for j in range(count):
             row[j] += bias[min(reach, max(-reach, positions[j] - query)) + reach]
 
 
@@ -206,80 +207,125 @@ def _weigh(row: Any, count: int, state: Any, out: Any) -> None:
         row[count] = _ZERO
 
 
+COUNTER, DONE, UNITS, BATCH, SIZES, QUERY, KEY, VALUE, MASK, POSITIONS, FLOATS, ARRAYS, PLAN = (
+    *(0, 1, 2, 3, 4, 13, 18, 22, 25, 28, 29, 32),
+    32 + 2 * 9,
+)
+"""Where in its table a worker finds what it needs.
+
+The next unit, how many are done and how many there are; the number of sequences; nine sizes (kv_heads, maps, group,
+q_len, rows of a map, width, v_width, keys in a unit, reach); strides of queries (batch, kv_head, map, group, token),
+keys (batch, kv_head, map, token), values (batch, kv_head, token), the mask (batch, head, query) and key positions
+(batch); where slopes, tables and sinks begin among the floats, or -1, after the scale and the softcap; addresses and
+lengths of `ARRAY_NAMES`; each sequence's first unit, ``[batch + 1]``; the keys that some query of a sequence sees,
+``[batch, 2]``; those that each of them sees, ``[batch, q_len, 2]``; and positions of queries, ``[batch, q_len]``."""
+
+ARRAY_NAMES = ("query", "key", "value", "key_positions", "mask", "floats", "state", "parts", "out")
+
+
 @_compiled
-def _compute(unit: int, sequence: int, table: Any, given: Any, key: Any, value: Any, room: Any) -> None:
+def _take(query: Any, place: int, table: Any, factor: Any, rows: Any) -> None:
+    """Copy the queries of a key/value head as scaled rows; those that fill up a map's stay 0."""
+    maps, group, q_len = table[SIZES + 1], table[SIZES + 2], table[SIZES + 3]
+    padded, width, scale = table[SIZES + 4], table[SIZES + 5], splat(factor)
+    for m in range(maps):
+        for g in range(group):
+            for i in range(q_len):
+                begin = place + m * table[QUERY + 2] + g * table[QUERY + 3] + i * table[QUERY + 4]
+                at = (m * padded + g * q_len + i) * width
+                for e in range(0, width, LANES):
+                    store(rows, at + e, fma(load(query, begin + e), scale, splat(_ZERO)))
+
+
+@_compiled
+def _compute(unit: int, sequence: int, table: Any, plan: Any, floats: Any, given: Any, results: Any, room: Any) -> None:
     """Compute a unit of a sequence."""
     kv_heads, maps, group, q_len, padded, width, v_width, split, reach = table[SIZES : SIZES + 9]
-    key_at, value_at = table[KEY : KEY + 5], table[VALUE : VALUE + 4]
-    softcap, slopes, bias, query, query_positions, key_positions, starts, spans, seen, mask, state, out = given
-    scores, key_room, value_room = room
+    query, key, value, key_positions, mask = given
+    state, parts = results
+    query_rows, scores, key_room, value_room = room
+    starts, spans, seen, query_positions = plan
     rows = maps * padded
     splits = (starts[sequence + 1] - starts[sequence]) // kv_heads
     head, part = (unit - starts[sequence]) // splits, (unit - starts[sequence]) % splits
     low = spans[2 * sequence] + part * split
     high = min(spans[2 * sequence + 1], low + split)
-    own_state, own_out = state[2 * unit * rows :], out[unit * rows * v_width : (unit + 1) * rows * v_width]
+    own_state, own_out = state[2 * unit * rows :], parts[unit * rows * v_width : (unit + 1) * rows * v_width]
     own_out[:] = _ZERO
     for row in range(rows):
         own_state[2 * row], own_state[2 * row + 1] = _NOTHING, _ZERO
-    own_query = query[(sequence * kv_heads + head) * rows * width :]
+    _take(query, sequence * table[QUERY] + head * table[QUERY + 1], table, floats[0], query_rows)
+    slopes, tables = floats[max(table[FLOATS], 0) :], floats[max(table[FLOATS + 1], 0) :]
     own_positions = key_positions[sequence * table[POSITIONS] :]
     for block in range(low, high, BLOCK):
         count = min(BLOCK, high - block)
         for m in range(maps):
-            place = key_at[0] + sequence * key_at[1] + head * key_at[2] + m * key_at[3] + block * key_at[4]
+            place = sequence * table[KEY] + head * table[KEY + 1] + m * table[KEY + 2] + block * table[KEY + 3]
             if padded <= FEW_ROWS:
-                _products(own_query, m * padded, padded, width, key, place, key_at[4], count, scores)
+                _products(query_rows, m * padded, padded, width, key, place, table[KEY + 3], count, scores)
             else:
-                keys, begin, step = _wide(key, place, key_at[4], count, width, key_room)
-                _products(own_query, m * padded, padded, width, keys, begin, step, count, scores)
+                keys, begin, step = _wide(key, place, table[KEY + 3], count, width, key_room)
+                _products(query_rows, m * padded, padded, width, keys, begin, step, count, scores)
         for number in range(rows):
             row, place = scores[number * BLOCK : (number + 1) * BLOCK], number % padded
             if place < group * q_len:
-                own, i = head * group + place // q_len, place % q_len
-                positions, about = own_positions[block : block + count], sequence * q_len + i
-                own_bias = bias[own * (2 * reach + 1) :]
-                _score(row, softcap[0], slopes[own], own_bias, reach, query_positions[about], positions)
-                at = sequence * table[MASK] + own * table[MASK + 1] + i * table[MASK + 2] + block
+                own, about = head * group + place // q_len, sequence * q_len + place % q_len
+                slope = slopes[own] if table[FLOATS] >= 0 else _ZERO
+                positions, own_table = own_positions[block : block + count], tables[own * (2 * reach + 1) :]
+                _score(row, count, floats[1], slope, own_table, reach, query_positions[about], positions)
+                at = sequence * table[MASK] + own * table[MASK + 1] + place % q_len * table[MASK + 2] + block
                 _hide(row, count, seen[2 * about] - block, seen[2 * about + 1] - block, mask[at : at + count])
             _weigh(row, count, own_state[2 * number :], own_out[number * v_width : (number + 1) * v_width])
-        place = value_at[0] + sequence * value_at[1] + head * value_at[2] + block * value_at[3]
+        place = sequence * table[VALUE] + head * table[VALUE + 1] + block * table[VALUE + 2]
         if rows <= FEW_ROWS:
-            _mix(scores, rows, v_width, value, place, value_at[3], count, own_out, 0)
+            _mix(scores, rows, v_width, value, place, table[VALUE + 2], count, own_out, 0)
         else:
-            values, begin, step = _wide(value, place, value_at[3], count, v_width, value_room)
+            values, begin, step = _wide(value, place, table[VALUE + 2], count, v_width, value_room)
             _mix(scores, rows, v_width, values, begin, step, count, own_out, 0)
 
 
-COUNTER, UNITS, SIZES, KEY, VALUE, MASK, POSITIONS, ARRAYS = 0, 1, 2, 11, 16, 20, 23, 24
-"""Where in its table a worker finds what it needs: the next unit, how many there are, nine sizes (kv_heads, maps,
-group, q_len, rows of a map, width, v_width, keys in a unit, reach), offset and strides of keys (batch, head, map,
-token) and values (batch, head, token), strides of the mask (batch, head, query) and of key positions (batch), and the
-addresses and lengths of `ARRAY_NAMES`."""
+@_compiled
+def _merge(table: Any, starts: Any, floats: Any, state: Any, parts: Any, out: Any) -> None:
+    """Write ``out [batch, kv_heads, maps, group · q_len, v_width]`` from what the units kept; nothing seen gives 0."""
+    kv_heads, maps, padded, v_width = table[SIZES], table[SIZES + 1], table[SIZES + 4], table[SIZES + 6]
+    rows, each, q_len, at = maps * padded, table[SIZES + 2] * table[SIZES + 3], table[SIZES + 3], 0
+    for sequence in range(table[BATCH]):
+        splits = (starts[sequence + 1] - starts[sequence]) // kv_heads
+        for head in range(kv_heads):
+            begin = starts[sequence] + head * splits
+            for number in range(maps * each):
+                row, found = number // each * padded + number % each, out[at : at + v_width]
+                at += v_width
+                sinks = table[FLOATS + 2]
+                sink = floats[sinks + head * table[SIZES + 2] + number % each // q_len] if sinks >= 0 else _NOTHING
+                most = sink
+                for unit in range(begin, begin + splits):
+                    most = max(most, state[2 * (unit * rows + row)])
+                divisor = _ZERO if sink == _NOTHING else _exp2(sink - most)
+                found[:] = _ZERO
+                for unit in range(begin, begin + splits):
+                    share = state[2 * (unit * rows + row)]
+                    share = _ONE if share == _NOTHING else _exp2(share - most)
+                    divisor += share * state[2 * (unit * rows + row) + 1]
+                    part = parts[(unit * rows + row) * v_width : (unit * rows + row + 1) * v_width]
+                    for e in range(v_width):
+                        found[e] += share * part[e]
+                if divisor != _ZERO:
+                    for e in range(v_width):
+                        found[e] /= divisor
 
-ARRAY_NAMES = (
-    "softcap",  # [1]; 0: none
-    "slopes",  # [num_heads]; 0: none
-    "bias",  # [num_heads, 2·reach + 1]
-    "query",  # [batch, kv_heads, maps, rows, width]
-    "query_positions",  # [batch, q_len]
-    "key_positions",  # [batch or 1, kv_len]
-    "starts",  # [batch + 1]: a sequence's first unit
-    "spans",  # [batch, 2]: the keys that some query of a sequence sees
-    "seen",  # [batch, q_len, 2]: those that each of them sees
-    "mask",  # [batch or 1, num_heads or 1, q_len, kv_len], or nothing
-    "state",  # [units, maps · rows, 2]: maximum and sum
-    "out",  # [units, maps · rows, v_width]
-    "key",
-    "value",
-)
+
+@_compiled
+def _array(table: Any, place: int, dtype: Any) -> Any:
+    """Return the array whose address and length stand at a place of a table."""
+    return carray(at_address(table[place]), (table[place + 1],), dtype)
 
 
 def worker(dtype: Any, *, kept: bool) -> Any:
     """Compile what a thread runs, which is given the address of a table: units until none is left.
 
     Args:
-        dtype: What keys and values are to numba: ``float32``, or ``uint16`` for the bits of bfloat16.
+        dtype: What queries, keys and values are to numba: ``float32``, or ``uint16`` for the bits of bfloat16.
         kept: Whether what is compiled is kept on disk, and looked for there.
 
     Returns:
@@ -287,34 +333,34 @@ def worker(dtype: Any, *, kept: bool) -> Any:
     """
 
     def work(pointer: Any) -> None:
-        table = carray(pointer, (ARRAYS + 2 * 14,), np.int64)
+        head = carray(pointer, (PLAN,), np.int64)
+        batch, q_len = head[BATCH], head[SIZES + 3]
+        table = carray(pointer, (PLAN + 1 + batch * (3 + 3 * q_len),), np.int64)
+        starts, spans = table[PLAN : PLAN + batch + 1], table[PLAN + batch + 1 :]
+        seen = spans[2 * batch :]
+        plan = (starts, spans, seen, seen[2 * batch * q_len :])
         first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `_array` anew
-        softcap, slopes = _array(table, first, np.float32), _array(table, first + 2, np.float32)
-        bias, query = _array(table, first + 4, np.float32), _array(table, first + 6, np.float32)
-        query_positions, key_positions = _array(table, first + 8, np.int64), _array(table, first + 10, np.int64)
-        starts, spans = _array(table, first + 12, np.int64), _array(table, first + 14, np.int64)
-        seen, mask = _array(table, first + 16, np.int64), _array(table, first + 18, np.uint8)
-        state, out = _array(table, first + 20, np.float32), _array(table, first + 22, np.float32)
-        given = (softcap, slopes, bias, query, query_positions, key_positions, starts, spans, seen, mask, state, out)
-        key, value = _array(table, first + 24, dtype), _array(table, first + 26, dtype)
-        width, v_width = table[SIZES + 5], table[SIZES + 6]
+        query, key = _array(table, first, dtype), _array(table, first + 2, dtype)
+        value, key_positions = _array(table, first + 4, dtype), _array(table, first + 6, np.int64)
+        mask, floats = _array(table, first + 8, np.uint8), _array(table, first + 10, np.float32)
+        state, parts = _array(table, first + 12, np.float32), _array(table, first + 14, np.float32)
+        given, results = (query, key, value, key_positions, mask), (state, parts)
+        rows = table[SIZES + 1] * table[SIZES + 4]
         room = (
-            np.zeros(table[SIZES + 1] * table[SIZES + 4] * BLOCK, np.float32),
-            np.empty(BLOCK * width, np.float32),
-            np.empty(BLOCK * v_width, np.float32),
+            np.zeros(rows * table[SIZES + 5], np.float32),
+            np.zeros(rows * BLOCK, np.float32),
+            np.empty(BLOCK * table[SIZES + 5], np.float32),
+            np.empty(BLOCK * table[SIZES + 6], np.float32),
         )
-        sequence = 0
+        sequence, done = 0, 0
         unit = taken(table, COUNTER)
         while unit < table[UNITS]:
             while unit >= starts[sequence + 1]:
                 sequence += 1
-            _compute(unit, sequence, table, given, key, value, room)
+            _compute(unit, sequence, table, plan, floats, given, results, room)
+            done = taken(table, DONE) + 1  # all others have been written when the last one counts itself
             unit = taken(table, COUNTER)
+        if done == table[UNITS]:
+            _merge(table, starts, floats, state, parts, _array(table, first + 16, np.float32))
 
     return cfunc(types.void(types.voidptr), cache=kept, error_model="numpy")(work)
-
-
-@_compiled
-def _array(table: Any, place: int, dtype: Any) -> Any:
-    """Return the array whose address and length stand at a place of a table."""
-    return carray(at_address(table[place]), (table[place + 1],), dtype)

@@ -15,17 +15,16 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from polyhead.kernels import decoding, stages, team
-from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, beyond_flash, compute_dtype, confined, not_finite
+from polyhead.kernels.common import Call, Case, Kernel, allowed_pairs, beyond_flash, confined, not_finite
 from polyhead.spec import Alibi, AttentionSpec, Band, Full, RelativeBias, Softmax
 from polyhead.storage import grouped
 
@@ -96,88 +95,93 @@ def run(call: Call) -> tuple[Tensor, None]:
 
 
 def _attend(call: Call, worker: Any, key: Tensor, value: Tensor) -> Tensor:
-    spec, itemsize = call.case.spec, call.case.dtype.itemsize
-    key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
+    case, spec = call.case, call.case.spec
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (call.query, key, value))
     spans, seen, mask = _limits(call)
     splits = [-(-max(0, high - low) // UNIT_KEYS) for low, high in spans]
     starts = list(itertools.accumulate((spec.num_kv_heads * count for count in splits), initial=0))
-    query = _rows(call)
-    rows = query.shape[2]
-    state = torch.empty(starts[-1], rows, 2, dtype=torch.float32)
-    parts = torch.empty(starts[-1], rows, spec.v_head_dim, dtype=torch.float32)
-    reach, biases = _biases(call)
-    key_positions = call.key_positions.contiguous()
-    arrays = (
-        *(*biases, query, call.query_positions.expand(len(query), -1).contiguous(), key_positions),
-        *(torch.tensor(starts), torch.tensor(spans), seen, _NONE if mask is None else mask, state, parts, key, value),
-    )
-    by_map = grouped.keys_by_map(key, spec)
-    table = torch.tensor(
-        [
-            *(0, starts[-1]),
-            *(spec.num_kv_heads, spec.num_maps, spec.group_size, call.case.q_len, rows // spec.num_maps),
-            *(spec.qk_head_dim, spec.v_head_dim, UNIT_KEYS, reach),
-            *(0, by_map.stride(0), by_map.stride(2), by_map.stride(1), by_map.stride(3)),
-            *(0, *value.stride()[:3]),
-            *((0, 0, 0) if mask is None else _steps(mask)),
-            0 if len(key_positions) == 1 else key_positions.shape[1],
-            *itertools.chain.from_iterable((array.data_ptr(), array.numel()) for array in arrays),
-        ]
-    )
-    width = spec.num_kv_heads * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
-    threads = 1 + itemsize * width * sum(high - low for low, high in spans) // BYTES_A_THREAD
-    team.run(worker.address, table.data_ptr(), max(1, min(threads, starts[-1], torch.get_num_threads())))
-    found = _merged(call, starts, state, parts).unflatten(2, (spec.num_maps, -1))
-    real = found[:, :, :, : spec.group_size * call.case.q_len]
-    by_query: Tensor = real.movedim(2, 1).unflatten(3, (spec.group_size, call.case.q_len))
-    return stages.finish(call, None, stages.mixed_maps(call, by_query)).to(call.case.dtype)
+    each = spec.group_size * case.q_len
+    padded = each + -each % ROWS
+    out = torch.empty(len(query), spec.num_kv_heads, spec.num_maps, each, spec.v_head_dim, dtype=torch.float32)
+    if starts[-1]:
+        state = torch.empty(starts[-1] * spec.num_maps * padded, 2, dtype=torch.float32)
+        parts = torch.empty(len(state), spec.v_head_dim, dtype=torch.float32)
+        reach, begins, floats = _floats(spec, call.params)
+        positions = call.key_positions.contiguous()
+        by_group, by_map = grouped.by_group(query, spec).stride(), grouped.keys_by_map(key, spec).stride()
+        arrays = (query, key, value, positions, _NONE if mask is None else mask, floats, state, parts, out)
+        table = torch.tensor(
+            [
+                *(0, 0, starts[-1], len(query)),
+                *(spec.num_kv_heads, spec.num_maps, spec.group_size, case.q_len, padded),
+                *(spec.qk_head_dim, spec.v_head_dim, UNIT_KEYS, reach),
+                *(by_group[0], by_group[2], by_group[1], by_group[3], by_group[4]),
+                *(by_map[0], by_map[2], by_map[1], by_map[3]),
+                *value.stride()[:3],
+                *((0, 0, 0) if mask is None else _steps(mask)),
+                0 if len(positions) == 1 else positions.shape[1],
+                *begins,
+                *(number for array in arrays for number in (array.data_ptr(), _extent(array))),
+                *starts,
+                *(end for span in spans for end in span),
+                *(end for span in seen for end in span),
+                *call.query_positions.expand(len(query), -1).flatten().tolist(),
+            ]
+        )
+        width = spec.num_kv_heads * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim) * case.dtype.itemsize
+        threads = 1 + width * sum(high - low for low, high in spans) // BYTES_A_THREAD
+        team.run(worker.address, table.data_ptr(), min(threads, starts[-1], torch.get_num_threads()))
+    else:  # nothing is seen
+        out.zero_()
+    if spec.num_maps == 1:
+        return out.view(len(query), spec.num_heads, case.q_len, spec.v_head_dim).to(case.dtype)
+    by_query: Tensor = out.movedim(2, 1).unflatten(3, (spec.group_size, case.q_len))
+    return stages.finish(call, None, stages.mixed_maps(call, by_query)).to(case.dtype)
 
 
-def _rows(call: Call) -> Tensor:
-    """Return the queries as rows for each key/value head, filled up to whole fours: ``[batch, kv_heads, rows, width]``.
+def _extent(x: Tensor) -> int:
+    """Return how many numbers lie from a tensor's first to its last."""
+    return 1 + sum(step * (size - 1) for step, size in zip(x.stride(), x.shape, strict=True)) if x.numel() else 0
 
-    They have the scale and log₂ e in them, but for this where a cap comes between.
+
+def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tuple[int, int, int], Tensor]:
+    """Return how far a table of distances reaches, or -1; where slopes, tables and sinks begin, or -1; and all floats.
+
+    The first two are the scale and the softcap, or 0. All but the softcap have log₂ e in them.
     """
-    spec = call.case.spec
-    factor = spec.scale * (1.0 if _softcap(spec) else LOG2_E)
-    query = grouped.by_group(call.query.to(compute_dtype(call.case.dtype)), spec) * factor
-    rows = query.movedim(1, 2).flatten(3, 4)
-    padded: Tensor = functional.pad(rows, (0, 0, 0, -rows.shape[3] % ROWS))
-    return padded.flatten(2, 3)
-
-
-def _softcap(spec: AttentionSpec) -> float:
-    return (spec.weighting.softcap or 0.0) if isinstance(spec.weighting, Softmax) else 0.0
-
-
-def _biases(call: Call) -> tuple[int, tuple[Tensor, Tensor, Tensor]]:
-    """Return how far a table reaches, or -1; and the softcap, ALiBi's slopes and each head's table, or zeros."""
-    spec, position = call.case.spec, call.case.spec.position
-    softcap = torch.tensor([_softcap(spec)], dtype=torch.float32)
-    slopes = torch.zeros(spec.num_heads, dtype=torch.float32)
+    position, weighting = spec.position, spec.weighting
+    softcap = (weighting.softcap or 0.0) if isinstance(weighting, Softmax) else 0.0
+    numbers = [spec.scale * (1.0 if softcap else LOG2_E), softcap]
+    reach, slopes_at, table_at, sinks_at = -1, -1, -1, -1
     if isinstance(position, Alibi):
-        slopes = torch.tensor(position.head_slopes(spec.num_heads), dtype=torch.float32) * LOG2_E
-    if not isinstance(position, RelativeBias):
-        return -1, (softcap, slopes, slopes)
-    table = call.params["bias_table"].detach()[torch.from_numpy(position.buckets())]
-    return position.max_distance, (softcap, slopes, (table.mT * LOG2_E).to(torch.float32).contiguous())
+        slopes_at = len(numbers)
+        numbers += [slope * LOG2_E for slope in position.head_slopes(spec.num_heads)]
+    floats = torch.tensor(numbers, dtype=torch.float32)
+    if isinstance(position, RelativeBias):
+        reach, table_at = position.max_distance, len(floats)
+        table = params["bias_table"].detach()[torch.from_numpy(position.buckets())]
+        floats = torch.cat([floats, (table.mT * LOG2_E).to(torch.float32).flatten()])
+    if isinstance(weighting, Softmax) and weighting.sink:
+        sinks_at = len(floats)
+        floats = torch.cat([floats, (params["sinks"].detach() * LOG2_E).to(torch.float32)])
+    return reach, (slopes_at, table_at, sinks_at), floats
 
 
-def _limits(call: Call) -> tuple[list[tuple[int, int]], Tensor, Tensor | None]:
+def _limits(call: Call) -> tuple[list[tuple[int, int]], list[tuple[int, int]], Tensor | None]:
     """Return from and to which key a sequence and each query of it sees, and a mask where that does not say it.
 
     Returns:
-        For each sequence a pair; ``[batch, q_len, 2]``; booleans ``[batch or 1, num_heads or 1, q_len, kv_len]`` or
-        None.
+        For each sequence a pair, and one for each of its queries; booleans
+        ``[batch or 1, num_heads or 1, q_len, kv_len]`` or None.
     """
     case, pattern, batch = call.case, call.case.spec.pattern, len(call.query)
     lengths = call.kv_lengths or (case.kv_len,) * batch
     every = [(0, length) for length in lengths]
     in_order = (case.aligned or case.ragged) and isinstance(pattern, Band)
-    if case.key_mask or not (in_order or pattern == Full()):
-        return every, _seen(every, case.q_len), allowed_pairs(call).contiguous()
-    if pattern == Full():
-        return every, _seen(every, case.q_len), None
+    if case.key_mask or not in_order:
+        each = [span for span in every for _ in range(case.q_len)]
+        whole = pattern == Full() and not case.key_mask
+        return every, each, None if whole else allowed_pairs(call).contiguous()
     assert isinstance(pattern, Band)
     firsts = call.query_positions[:, 0].tolist()
     seen = [
@@ -188,51 +192,13 @@ def _limits(call: Call) -> tuple[list[tuple[int, int]], Tensor, Tensor | None]:
         for first, length in zip(firsts * (batch // len(firsts)), lengths, strict=True)
         for place in range(first, first + case.q_len)
     ]
-    ends = [seen[row : row + case.q_len] for row in range(0, len(seen), case.q_len)]
-    return [(own[0][0], own[-1][1]) for own in ends], torch.tensor(seen), None
-
-
-def _seen(spans: list[tuple[int, int]], q_len: int) -> Tensor:
-    return torch.tensor(spans).repeat_interleave(q_len, dim=0)
+    own = [seen[row : row + case.q_len] for row in range(0, len(seen), case.q_len)]
+    return [(rows[0][0], rows[-1][1]) for rows in own], seen, None
 
 
 def _steps(mask: Tensor) -> tuple[int, ...]:
     """Return by how much a mask's place moves from one sequence, head and query to the next."""
     return tuple(0 if size == 1 else step for size, step in zip(mask.shape[:3], mask.stride()[:3], strict=True))
-
-
-def _merged(call: Call, starts: list[int], state: Tensor, parts: Tensor) -> Tensor:
-    """Return the rows ``[batch, kv_heads, rows, v_head_dim]`` that all units of each come to; zeros if nothing is seen.
-
-    Args:
-        call: What is asked.
-        starts: Each sequence's first unit.
-        state: ``[units, rows, 2]``: maximum and sum.
-        parts: ``[units, rows, v_head_dim]``.
-
-    Returns:
-        The rows, those that fill up among them.
-    """
-    spec = call.case.spec
-    sinks = torch.full((spec.num_kv_heads, parts.shape[1]), -torch.inf)
-    if isinstance(spec.weighting, Softmax) and spec.weighting.sink:
-        own = call.params["sinks"].detach().float() * LOG2_E
-        by_row = own.repeat_interleave(call.case.q_len).view(spec.num_kv_heads, -1)
-        sinks[:, : by_row.shape[1]] = by_row
-    even = len({stop - start for start, stop in itertools.pairwise(starts)}) == 1
-    ends = [(starts[0], starts[-1])] if even else list(itertools.pairwise(starts))
-    merged = []
-    for first, last in ends:
-        sequences = len(starts) - 1 if even else 1
-        shape = (sequences, spec.num_kv_heads, (last - first) // (sequences * spec.num_kv_heads), parts.shape[1])
-        most, total = (state[first:last, :, n].view(shape) for n in (0, 1))
-        top = torch.maximum(most.amax(dim=2), sinks) if shape[2] else sinks.expand(sequences, -1, -1)
-        top = top.masked_fill(top == -torch.inf, 0.0)
-        share = torch.exp2(most - top[:, :, None])
-        divisor = (share * total).sum(dim=2) + torch.exp2(sinks - top)
-        mixed = (share[..., None] * parts[first:last].view(*shape, -1)).sum(dim=2)
-        merged.append(mixed / divisor.masked_fill(divisor == 0, 1.0)[..., None])
-    return merged[0] if len(merged) == 1 else torch.cat(merged)
 
 
 _NONE = torch.empty(0, dtype=torch.bool)

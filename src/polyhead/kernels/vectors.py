@@ -139,10 +139,13 @@ def at_address(_: Any, number: Any) -> Any:
 
 @intrinsic
 def taken(_: Any, array: Any, place: Any) -> Any:
-    """Return a whole number in an array and leave one more there, which no other thread sees happen in two steps."""
+    """Return a whole number in an array and leave one more there, which no other thread sees happen in two steps.
+
+    What a thread wrote before is seen by those that take a number after it.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = _address(context, builder, signature, args)
-        return builder.atomic_rmw("add", address, ir.Constant(ir.IntType(64), 1), "monotonic")
+        return builder.atomic_rmw("add", address, ir.Constant(ir.IntType(64), 1), "acq_rel")
 
     return types.int64(array, types.int64), code
