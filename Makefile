@@ -50,6 +50,7 @@ docs: .venv/.demo ## Write the pages of docs, and the outputs and the picture of
 
 bench: .venv/.bench ## Time every mechanism beside its peers, and write benchmarks/results.md anew (long)
 	@$(BIN)/polyhead bench --memory --json benchmarks/results/$(MACHINE).json
+	@$(BIN)/polyhead bench --decode --json benchmarks/results/decode-$(MACHINE).json
 	@$(BIN)/python -m polyhead.bench.page benchmarks
 
 clean: ## Remove .venv, pictures, build products and caches

@@ -183,12 +183,10 @@ def _run_all(
 
 def _finished(head: Record, ceilings: Ceilings, rows: list[Row], failures: dict[str, str]) -> Record:
     """Fill a record, and say of each row which part of the ceiling, known when all is done, its operations reach."""
-    parts = [
-        one.bytes_read / ceilings.read_bytes if one.bytes_read else one.operations / ceilings.flops for one in rows
-    ]
-    shares = [
-        None if one.turns is None else part / one.turns.median(OURS) for one, part in zip(rows, parts, strict=True)
-    ]
+    shares = []
+    for one in rows:
+        done, most = (one.bytes_read, ceilings.read_bytes) if one.bytes_read else (one.operations, ceilings.flops)
+        shares.append(None if one.turns is None else done / one.turns.median(OURS) / most)
     shared = tuple(dataclasses.replace(row, share=share) for row, share in zip(rows, shares, strict=True))
     return dataclasses.replace(head, ceilings=ceilings, rows=shared, failures=failures)
 

@@ -35,7 +35,7 @@ class GrowingCache(RowCache):
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:
         even = self._is_even and len(set(counts)) <= 1
-        slots = self.positions(call.case.q_len)
+        slots = call.key_positions  # a token lies in the slot of its position
         grown = self._grown(counts)
         self._make_room(max((0, *grown)))
         self._write(self._with_mask(call), counts, slots)

@@ -153,7 +153,9 @@ def _mix(
 
 
 @_compiled
-def _score(row: Any, count: int, softcap: Any, slope: Any, bias: Any, reach: int, query: int, positions: Any) -> None:
+def _score(
+    row: Any, count: int, softcap: Any, slope: Any, floats: Any, table: int, reach: int, query: int, positions: Any
+) -> None:
     """Apply softcap and bias to a row's scores, of a query and keys at some positions; softcap and slope may be 0."""
     if softcap > _ZERO:
         for j in range(count):
@@ -164,11 +166,11 @@ def _score(row: Any, count: int, softcap: Any, slope: Any, bias: Any, reach: int
             row[j] -= slope * np.float32(abs(positions[j] - query))
     if reach >= 0:
         for j in range(count):
-            row[j] += bias[min(reach, max(-reach, positions[j] - query)) + reach]
+            row[j] += floats[table + min(reach, max(-reach, positions[j] - query)) + reach]
 
 
 @_compiled
-def _hide(row: Any, count: int, low: int, high: int, mask: Any) -> None:
+def _hide(row: Any, count: int, low: int, high: int, mask: Any, at: int) -> None:
     """Leave a row nothing of the keys before ``low``, from ``high`` on, and those that a mask hides, if it is any."""
     for j in range(min(low, count)):
         row[j] = _NOTHING
@@ -176,33 +178,33 @@ def _hide(row: Any, count: int, low: int, high: int, mask: Any) -> None:
         row[j] = _NOTHING
     if len(mask):
         for j in range(count):
-            if mask[j] == 0:
+            if mask[at + j] == 0:
                 row[j] = _NOTHING
 
 
 @_compiled
-def _weigh(row: Any, count: int, state: Any, out: Any) -> None:
+def _weigh(row: Any, count: int, state: Any, at: int, out: Any) -> None:
     """Turn a row's scores into weights relative to its maximum so far, and scale what there is of it to match."""
-    most = state[0]
+    before, most = state[at], state[at]
     for j in range(count):
         most = max(most, row[j])
+    added = _ZERO
     if most == _NOTHING:
         for j in range(count):  # NaN is more than nothing, and no maximum
             row[j] = _ZERO if row[j] == _NOTHING else row[j]
-            state[1] += row[j]
+            added += row[j]
     else:
-        if most > state[0]:
-            shrunk = _exp2(state[0] - most)
-            state[0] = most
-            state[1] *= shrunk
+        if most > before:
+            shrunk = _exp2(before - most)
+            state[at] = most
+            state[at + 1] *= shrunk
             for e in range(len(out)):
                 out[e] *= shrunk
-        added = _ZERO
         for j in range(count):
             weight = _exp2(row[j] - most)
             row[j] = weight
             added += weight
-        state[1] += added
+    state[at + 1] += added
     if count % 2:
         row[count] = _ZERO
 
@@ -238,25 +240,24 @@ def _take(query: Any, place: int, table: Any, factor: Any, rows: Any) -> None:
 
 
 @_compiled
-def _compute(unit: int, sequence: int, table: Any, plan: Any, floats: Any, given: Any, results: Any, room: Any) -> None:
+def _compute(unit: int, sequence: int, table: Any, given: Any, results: Any, room: Any) -> None:
     """Compute a unit of a sequence."""
-    kv_heads, maps, group, q_len, padded, width, v_width, split, reach = table[SIZES : SIZES + 9]
-    query, key, value, key_positions, mask = given
+    query, key, value, key_positions, mask, floats = given
     state, parts = results
     query_rows, scores, key_room, value_room = room
-    starts, spans, seen, query_positions = plan
-    rows = maps * padded
-    splits = (starts[sequence + 1] - starts[sequence]) // kv_heads
-    head, part = (unit - starts[sequence]) // splits, (unit - starts[sequence]) % splits
-    low = spans[2 * sequence] + part * split
-    high = min(spans[2 * sequence + 1], low + split)
-    own_state, own_out = state[2 * unit * rows :], parts[unit * rows * v_width : (unit + 1) * rows * v_width]
-    own_out[:] = _ZERO
-    for row in range(rows):
-        own_state[2 * row], own_state[2 * row + 1] = _NOTHING, _ZERO
+    maps, padded, width, v_width = table[SIZES + 1], table[SIZES + 4], table[SIZES + 5], table[SIZES + 6]
+    group, q_len, reach, rows = table[SIZES + 2], table[SIZES + 3], table[SIZES + 8], maps * padded
+    spans = PLAN + table[BATCH] + 1
+    seen, query_positions = spans + 2 * table[BATCH], spans + 2 * table[BATCH] * (1 + q_len)
+    splits = (table[PLAN + sequence + 1] - table[PLAN + sequence]) // table[SIZES]
+    head, part = (unit - table[PLAN + sequence]) // splits, (unit - table[PLAN + sequence]) % splits
+    low = table[spans + 2 * sequence] + part * table[SIZES + 7]
+    high = min(table[spans + 2 * sequence + 1], low + table[SIZES + 7])
+    for row in range(unit * rows, (unit + 1) * rows):
+        state[2 * row], state[2 * row + 1] = _NOTHING, _ZERO
+        for e in range(row * v_width, (row + 1) * v_width):
+            parts[e] = _ZERO
     _take(query, sequence * table[QUERY] + head * table[QUERY + 1], table, floats[0], query_rows)
-    slopes, tables = floats[max(table[FLOATS], 0) :], floats[max(table[FLOATS + 1], 0) :]
-    own_positions = key_positions[sequence * table[POSITIONS] :]
     for block in range(low, high, BLOCK):
         count = min(BLOCK, high - block)
         for m in range(maps):
@@ -266,53 +267,56 @@ def _compute(unit: int, sequence: int, table: Any, plan: Any, floats: Any, given
             else:
                 keys, begin, step = _wide(key, place, table[KEY + 3], count, width, key_room)
                 _products(query_rows, m * padded, padded, width, keys, begin, step, count, scores)
+        place = sequence * table[POSITIONS] + block
+        positions = key_positions[place : place + count]
         for number in range(rows):
             row, place = scores[number * BLOCK : (number + 1) * BLOCK], number % padded
             if place < group * q_len:
-                own, about = head * group + place // q_len, sequence * q_len + place % q_len
-                slope = slopes[own] if table[FLOATS] >= 0 else _ZERO
-                positions, own_table = own_positions[block : block + count], tables[own * (2 * reach + 1) :]
-                _score(row, count, floats[1], slope, own_table, reach, query_positions[about], positions)
-                at = sequence * table[MASK] + own * table[MASK + 1] + place % q_len * table[MASK + 2] + block
-                _hide(row, count, seen[2 * about] - block, seen[2 * about + 1] - block, mask[at : at + count])
-            _weigh(row, count, own_state[2 * number :], own_out[number * v_width : (number + 1) * v_width])
-        place = sequence * table[VALUE] + head * table[VALUE + 1] + block * table[VALUE + 2]
+                own, i = head * group + place // q_len, place % q_len
+                about = sequence * q_len + i
+                slope = floats[table[FLOATS] + own] if table[FLOATS] >= 0 else _ZERO
+                distances, asked = table[FLOATS + 1] + own * (2 * reach + 1), table[query_positions + about]
+                _score(row, count, floats[1], slope, floats, distances, reach, asked, positions)
+                at = sequence * table[MASK] + own * table[MASK + 1] + i * table[MASK + 2] + block
+                begin, end = table[seen + 2 * about] - block, table[seen + 2 * about + 1] - block
+                _hide(row, count, begin, end, mask, at)
+            at = (unit * rows + number) * v_width
+            _weigh(row, count, state, 2 * (unit * rows + number), parts[at : at + v_width])
+        place, at = sequence * table[VALUE] + head * table[VALUE + 1] + block * table[VALUE + 2], unit * rows * v_width
         if rows <= FEW_ROWS:
-            _mix(scores, rows, v_width, value, place, table[VALUE + 2], count, own_out, 0)
+            _mix(scores, rows, v_width, value, place, table[VALUE + 2], count, parts, at)
         else:
             values, begin, step = _wide(value, place, table[VALUE + 2], count, v_width, value_room)
-            _mix(scores, rows, v_width, values, begin, step, count, own_out, 0)
+            _mix(scores, rows, v_width, values, begin, step, count, parts, at)
 
 
 @_compiled
-def _merge(table: Any, starts: Any, floats: Any, state: Any, parts: Any, out: Any) -> None:
+def _merge(table: Any, floats: Any, state: Any, parts: Any, out: Any) -> None:
     """Write ``out [batch, kv_heads, maps, group · q_len, v_width]`` from what the units kept; nothing seen gives 0."""
-    kv_heads, maps, padded, v_width = table[SIZES], table[SIZES + 1], table[SIZES + 4], table[SIZES + 6]
-    rows, each, q_len, at = maps * padded, table[SIZES + 2] * table[SIZES + 3], table[SIZES + 3], 0
+    kv_heads, group, q_len, v_width = table[SIZES], table[SIZES + 2], table[SIZES + 3], table[SIZES + 6]
+    rows, each, sinks, at = table[SIZES + 1] * table[SIZES + 4], group * q_len, table[FLOATS + 2], 0
     for sequence in range(table[BATCH]):
-        splits = (starts[sequence + 1] - starts[sequence]) // kv_heads
+        splits = (table[PLAN + sequence + 1] - table[PLAN + sequence]) // kv_heads
         for head in range(kv_heads):
-            begin = starts[sequence] + head * splits
-            for number in range(maps * each):
-                row, found = number // each * padded + number % each, out[at : at + v_width]
-                at += v_width
-                sinks = table[FLOATS + 2]
-                sink = floats[sinks + head * table[SIZES + 2] + number % each // q_len] if sinks >= 0 else _NOTHING
+            for number in range(table[SIZES + 1] * each):
+                first = (
+                    (table[PLAN + sequence] + head * splits) * rows + number // each * table[SIZES + 4] + number % each
+                )
+                sink = floats[sinks + head * group + number % each // q_len] if sinks >= 0 else _NOTHING
                 most = sink
-                for unit in range(begin, begin + splits):
-                    most = max(most, state[2 * (unit * rows + row)])
+                for part in range(first, first + splits * rows, rows):
+                    most = max(most, state[2 * part])
                 divisor = _ZERO if sink == _NOTHING else _exp2(sink - most)
-                found[:] = _ZERO
-                for unit in range(begin, begin + splits):
-                    share = state[2 * (unit * rows + row)]
-                    share = _ONE if share == _NOTHING else _exp2(share - most)
-                    divisor += share * state[2 * (unit * rows + row) + 1]
-                    part = parts[(unit * rows + row) * v_width : (unit * rows + row + 1) * v_width]
+                for e in range(v_width):
+                    out[at + e] = _ZERO
+                for part in range(first, first + splits * rows, rows):
+                    share = _ONE if state[2 * part] == _NOTHING else _exp2(state[2 * part] - most)
+                    divisor += share * state[2 * part + 1]
                     for e in range(v_width):
-                        found[e] += share * part[e]
-                if divisor != _ZERO:
-                    for e in range(v_width):
-                        found[e] /= divisor
+                        out[at + e] += share * parts[part * v_width + e]
+                for e in range(v_width if divisor != _ZERO else 0):
+                    out[at + e] /= divisor
+                at += v_width
 
 
 @_compiled
@@ -333,18 +337,13 @@ def worker(dtype: Any, *, kept: bool) -> Any:
     """
 
     def work(pointer: Any) -> None:
-        head = carray(pointer, (PLAN,), np.int64)
-        batch, q_len = head[BATCH], head[SIZES + 3]
-        table = carray(pointer, (PLAN + 1 + batch * (3 + 3 * q_len),), np.int64)
-        starts, spans = table[PLAN : PLAN + batch + 1], table[PLAN + batch + 1 :]
-        seen = spans[2 * batch :]
-        plan = (starts, spans, seen, seen[2 * batch * q_len :])
+        table = carray(pointer, (PLAN,), np.int64)  # and what comes after, which no bound is checked against
         first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `_array` anew
         query, key = _array(table, first, dtype), _array(table, first + 2, dtype)
         value, key_positions = _array(table, first + 4, dtype), _array(table, first + 6, np.int64)
         mask, floats = _array(table, first + 8, np.uint8), _array(table, first + 10, np.float32)
         state, parts = _array(table, first + 12, np.float32), _array(table, first + 14, np.float32)
-        given, results = (query, key, value, key_positions, mask), (state, parts)
+        given, results = (query, key, value, key_positions, mask, floats), (state, parts)
         rows = table[SIZES + 1] * table[SIZES + 4]
         room = (
             np.zeros(rows * table[SIZES + 5], np.float32),
@@ -355,12 +354,12 @@ def worker(dtype: Any, *, kept: bool) -> Any:
         sequence, done = 0, 0
         unit = taken(table, COUNTER)
         while unit < table[UNITS]:
-            while unit >= starts[sequence + 1]:
+            while unit >= table[PLAN + sequence + 1]:
                 sequence += 1
-            _compute(unit, sequence, table, plan, floats, given, results, room)
+            _compute(unit, sequence, table, given, results, room)
             done = taken(table, DONE) + 1  # all others have been written when the last one counts itself
             unit = taken(table, COUNTER)
         if done == table[UNITS]:
-            _merge(table, starts, floats, state, parts, _array(table, first + 16, np.float32))
+            _merge(table, floats, state, parts, _array(table, first + 16, np.float32))
 
     return cfunc(types.void(types.voidptr), cache=kept, error_model="numpy")(work)

@@ -26,11 +26,11 @@ def run(function: int, data: int, threads: int) -> None:
         data: What it is given.
         threads: Number of threads, this one among them.
     """
-    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)  # lets other Python threads run meanwhile
     parallel = None if threads == 1 else openmp(os.getpid())
     if parallel is not None:
         parallel(function, data, threads, 0)
         return
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)  # lets other Python threads run meanwhile
     others = [threading.Thread(target=work, args=(data,), daemon=True) for _ in range(threads - 1)]
     for thread in others:
         thread.start()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyhead.spec import AttentionSpec, Rotary
@@ -76,10 +80,24 @@ def turn(x: Tensor, waves: tuple[Tensor, Tensor], spec: AttentionSpec, *, start:
 def _waves(angles: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     assert isinstance(spec.position, Rotary)
     wide, amplitude = torch.promote_types(dtype, torch.float32), spec.position.amplitude
-    return (angles.cos() * amplitude).to(wide), (angles.sin() * amplitude).to(wide)
+    cos, sin = angles.cos(), angles.sin()
+    if amplitude != 1.0:
+        cos, sin = cos * amplitude, sin * amplitude
+    return cos.to(wide), sin.to(wide)
 
 
 def _frequencies(spec: AttentionSpec, query_positions: Tensor | None, like: Tensor) -> Tensor:
     assert isinstance(spec.position, Rotary)
-    chosen_by = None if query_positions is None else query_positions.cpu().numpy()
-    return torch.from_numpy(spec.position.frequencies(spec.rotary_dim, chosen_by)).to(like.device)
+    if query_positions is not None:
+        found = spec.position.frequencies(spec.rotary_dim, query_positions.cpu().numpy())
+    elif torch.compiler.is_compiling():  # a graph has them as constants, and the compiler warns of what remembers
+        found = spec.position.frequencies(spec.rotary_dim)
+    else:
+        found = _remembered(spec.position, spec.rotary_dim)
+    return torch.from_numpy(found).to(like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(position: Rotary, rotary_dim: int) -> NDArray[np.float64]:
+    """Return frequencies that are the same for every query, which each layer asks for at each token."""
+    return position.frequencies(rotary_dim)
