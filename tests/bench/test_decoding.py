@@ -125,12 +125,12 @@ def test_the_set_without_names_is_that_of_decoding() -> None:
 
 @pytest.mark.model
 def test_a_whole_model_gives_the_same_however_it_is_run() -> None:
-    from polyhead.bench.models import build
+    from polyhead.bench.models import ALLOWED, build
 
     ours, peers, bytes_read = build(case("decode-smollm2").at(200))
     logits = ours()[0]
     for name in ("transformers", "transformers-static", "implementation"):
         for _ in range(2):  # each takes its token back
-            checks.check_close(peers[name]()[0], logits, torch.float32, name, "ours")
+            assert checks.difference(peers[name]()[0], logits) <= ALLOWED
     assert peers["floor"]()[0].shape == logits.shape
     assert bytes_read > 4 * 134e6

@@ -122,15 +122,16 @@ def _decoder(
 
 def _step(work: Work, module: nn.Module, call: Callable[..., Any], past: int) -> Contender:
     """Run a module for the tokens after those in transformers' default cache, and take them back."""
-    cache_utils, spec = importlib.import_module("transformers.cache_utils"), work.case.attention
-    shapes = [(1, spec.num_heads, past, width) for width in (spec.qk_head_dim, spec.v_head_dim)]
-    cache = cache_utils.DynamicCache()
-    cache.update(*(torch.randn(shape, dtype=work.dtype) for shape in shapes), 0)
+    cache_utils = importlib.import_module("transformers.cache_utils")
     module.eval().requires_grad_(False)
+    one, cache = cache_utils.DynamicCache(), cache_utils.DynamicCache()
+    call(work.tensors["x"], past_key_values=one)  # what it keeps of a token is its own affair
+    kept = [(*x.shape[:2], past, x.shape[3]) for x in (one.layers[0].keys, one.layers[0].values)]
+    cache.update(*(torch.randn(shape, dtype=work.dtype) for shape in kept), 0)
 
     def forward() -> Tensor:
         output: Tensor = call(work.tensors["x"], past_key_values=cache)[0]
-        cache.crop(past)
+        cache.crop(-work.case.q_len)
         return output
 
     return Contender(work.timed(forward, []), same=False)

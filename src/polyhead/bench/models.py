@@ -17,6 +17,9 @@ from polyhead.hf.caches import layer_of
 NOTHING = "polyhead-bench-nothing"
 """The name under which transformers finds attention that returns at once."""
 
+ALLOWED = 1e-3
+"""Largest difference of logits, as a part of the largest: every layer adds what it rounds otherwise."""
+
 TITLES = {
     "transformers": "transformers, its default cache",
     "transformers-static": "transformers, its static cache",
