@@ -96,7 +96,7 @@ def bert(directory: Path) -> Path:
 def test_what_is_loaded(checkpoint: MakeCheckpoint, capfd: pytest.CaptureFixture[str]) -> None:
     path = checkpoint("qwen3", dtype="bfloat16")
     capfd.readouterr()
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     loaded = load(path)
     assert isinstance(loaded, Loaded)
     assert (loaded.path, loaded.name, loaded.config["model_type"]) == (path, "qwen3", "qwen3")
@@ -108,7 +108,7 @@ def test_what_is_loaded(checkpoint: MakeCheckpoint, capfd: pytest.CaptureFixture
     assert loaded.tokenizer("the cat")["input_ids"]
     assert capfd.readouterr() == ("", "")  # transformers' reports and bars are its own affair
     assert transformers.logging.get_verbosity() == verbosity
-    assert transformers.logging.is_progress_bar_enabled()
+    assert transformers.logging.is_progress_bar_enabled() == bars
     assert repr(loaded) == f"Loaded(path={path!r}, name='qwen3')"
 
 
