@@ -52,7 +52,7 @@ def _plain(work: Work) -> Contender:
 
 
 def _one_sequence(work: Work) -> Contender:
-    return _ours(work, length=sum(work.case.sequences) or work.case.length, sequences=())
+    return _ours(work, length=sum(work.case.sequences), sequences=())
 
 
 PEERS: Mapping[str, Peer] = {

@@ -209,9 +209,12 @@ def _weigh(row: Any, count: int, state: Any, at: int, out: Any) -> None:
         row[count] = _ZERO
 
 
+ARRAY_NAMES = ("query", "key", "value", "key_positions", "mask", "floats", "state", "parts", "out")
+"""The arrays that a worker is given."""
+
 COUNTER, DONE, UNITS, BATCH, SIZES, QUERY, KEY, VALUE, MASK, POSITIONS, FLOATS, ARRAYS, PLAN = (
     *(0, 1, 2, 3, 4, 13, 18, 22, 25, 28, 29, 32),
-    32 + 2 * 9,
+    32 + 2 * len(ARRAY_NAMES),
 )
 """Where in its table a worker finds what it needs.
 
@@ -221,8 +224,6 @@ keys (batch, kv_head, map, token), values (batch, kv_head, token), the mask (bat
 (batch); where slopes, tables and sinks begin among the floats, or -1, after the scale and the softcap; addresses and
 lengths of `ARRAY_NAMES`; each sequence's first unit, ``[batch + 1]``; the keys that some query of a sequence sees,
 ``[batch, 2]``; those that each of them sees, ``[batch, q_len, 2]``; and positions of queries, ``[batch, q_len]``."""
-
-ARRAY_NAMES = ("query", "key", "value", "key_positions", "mask", "floats", "state", "parts", "out")
 
 
 @_compiled
