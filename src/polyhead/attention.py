@@ -22,6 +22,7 @@ from polyhead.cache import Cache, ContextCache, files as cache_files, new_cache 
 from polyhead.errors import ShapeError
 from polyhead.kernels import checks, select
 from polyhead.kernels.common import Call, full_precision, prepared
+from polyhead.kernels.projection import project
 from polyhead.spec import AttentionSpec, Latent, LayerSpec
 
 
@@ -231,7 +232,7 @@ class Attention(nn.Module):
                 return_weights=return_weights,
             )
             output, *weights = output if return_weights else (output,)
-            y = self.o_proj(output.transpose(1, 2).flatten(2))
+            y = project(self.o_proj, output.transpose(1, 2).flatten(2))
             y = y if real is None else y.masked_fill(~real[..., None], 0.0)
             return (y, *weights) if return_weights else y
 
@@ -310,8 +311,8 @@ class Attention(nn.Module):
     def _queries(self, x: Tensor) -> Tensor:
         """Project queries: ``[batch, num_heads · maps, tokens, qk_head_dim]``."""
         if hasattr(self, "q_a_proj"):  # queries have a latent of their own, which is not stored
-            x = self._norm("q_a_norm", self.q_a_proj(x))
-        query = self.q_b_proj(x) if hasattr(self, "q_b_proj") else self.q_proj(x)
+            x = self._norm("q_a_norm", project(self.q_a_proj, x))
+        query = project(self.q_b_proj if hasattr(self, "q_b_proj") else self.q_proj, x)
         return self._norm("q_norm", _heads(query, self.spec.attention.qk_head_dim))
 
     def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -319,10 +320,10 @@ class Attention(nn.Module):
         spec = self.spec.attention
         if isinstance(spec.storage, Latent):
             rank, rope = spec.storage.kv_lora_rank, spec.storage.qk_rope_head_dim
-            latent, rope_key = self.kv_a_proj(source).split([rank, rope], dim=-1)
+            latent, rope_key = project(self.kv_a_proj, source).split([rank, rope], dim=-1)
             return torch.cat([self._norm("kv_a_norm", latent), rope_key], dim=-1)[:, None], None
-        key = self._norm("k_norm", _heads(self.k_proj(source), spec.qk_head_dim))
-        return key, _heads(self.v_proj(source), spec.v_head_dim)
+        key = self._norm("k_norm", _heads(project(self.k_proj, source), spec.qk_head_dim))
+        return key, _heads(project(self.v_proj, source), spec.v_head_dim)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """Apply a norm, if the layer has it."""

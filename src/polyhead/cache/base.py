@@ -17,6 +17,7 @@ from torch import Tensor
 from polyhead.errors import ShapeError, SpecError, UnsupportedError
 from polyhead.kernels import checks
 from polyhead.kernels.common import Call, full_precision, prepared
+from polyhead.position.counted import counted
 from polyhead.spec import AttentionSpec, retention
 from polyhead.spec.choice import as_int
 
@@ -145,7 +146,10 @@ class Cache(abc.ABC):
             raise UnsupportedError(f"{given} are given, and a cache counts on from its last token; leave them out")
         self._check(call)
         query_positions, key_positions = self._places(call)
-        call = dataclasses.replace(call, query_positions=query_positions, key_positions=key_positions)
+        counted_from = self.length if self._is_even and key_positions is query_positions else None
+        call = dataclasses.replace(
+            call, query_positions=query_positions, key_positions=key_positions, counted_from=counted_from
+        )
         return call if call.lengths is None else self._without_padding(call, call.lengths)
 
     def _without_padding(self, call: Call, counts: Sequence[int]) -> Call:
@@ -189,8 +193,9 @@ class Cache(abc.ABC):
 
     def positions(self, count: int) -> Tensor:
         """Return where the next tokens stand: ``[1 or batch, count]``; one row where all sequences are alike."""
-        starts = [self.length] if self._is_even else self.lengths
-        return torch.tensor(starts, device=self.device)[:, None] + torch.arange(count, device=self.device)
+        if self._is_even:
+            return counted(self.length, count, self.device)
+        return torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(count, device=self.device)
 
     def crop(self, length: int | Sequence[int] | Tensor) -> None:
         """Forget the last tokens.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyhead.cache.rows import RowCache
 from polyhead.kernels.common import Call
+from polyhead.position.counted import counted
 from polyhead.spec import AttentionSpec
 
 SMALLEST = 64
@@ -35,14 +36,15 @@ class GrowingCache(RowCache):
     @contextlib.contextmanager
     def _appending(self, call: Call, counts: Sequence[int]) -> Iterator[Call]:
         even = self._is_even and len(set(counts)) <= 1
-        slots = call.key_positions  # a token lies in the slot of its position
+        aligned = even and all(count == call.case.q_len for count in counts)
+        # a token lies in the slot of its position
+        slots = slice(self.length, self.length + call.case.q_len) if aligned and self.batch else call.key_positions
         grown = self._grown(counts)
         self._make_room(max((0, *grown)))
         self._write(self._with_mask(call), counts, slots)
         self.lengths = grown
         seen = {name: tensor[:, :, : self.length] for name, tensor in self._tensors.items()}
-        aligned = even and all(count == call.case.q_len for count in counts)
-        full = self._over(call, seen, torch.arange(self.length, device=self.device)[None], aligned=aligned)
+        full = self._over(call, seen, counted(0, self.length, self.device), aligned=aligned)
         yield full if aligned else _ragged(full, grown)
 
     def _make_room(self, needed: int) -> None:

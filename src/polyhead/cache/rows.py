@@ -61,8 +61,15 @@ class RowCache(Cache):
     def _all_may_be_seen(self) -> Tensor:
         return new_tensor((self.batch, 1, self.slots, 1), torch.bool, self.device).logical_not_()
 
-    def _write(self, rows: Mapping[str, Tensor], counts: Sequence[int], slots: Tensor) -> None:
-        """Write the first ``counts[b]`` tokens of each sequence into its ``slots [1 or batch, tokens]``."""
+    def _write(self, rows: Mapping[str, Tensor], counts: Sequence[int], slots: Tensor | slice) -> None:
+        """Write the first ``counts[b]`` tokens of each sequence into its ``slots [1 or batch, tokens]``.
+
+        A slice instead of these has all tokens of all sequences.
+        """
+        if isinstance(slots, slice):
+            for name, new in rows.items():
+                self._tensors[name][:, :, slots] = new
+            return
         tokens = slots.shape[1]
         if len(slots) == 1 and all(count == tokens for count in counts):
             for name, new in rows.items():

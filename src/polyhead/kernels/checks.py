@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.kernels.common import Call, Case, compute_dtype
+from polyhead.position.counted import counted
 from polyhead.spec import AttentionSpec
 
 
@@ -77,6 +78,7 @@ def checked_call(
         params=learned,
         query_positions=places if same else _positions("query_positions", query_positions, kv_len - q_len, query),
         key_positions=places,
+        counted_from=0 if same and key_positions is None else None,
         key_mask=None if key_mask is None else check_mask(key_mask, key.shape[0], key.shape[2]).to(key.device),
         segments=_check_segments(segments, case, query),
         dropout_p=dropout_p,
@@ -162,7 +164,8 @@ def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _as_autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.to(autocast_dtype(x.device.type, x.dtype)) for name, x in tensors.items()}
+    dtypes = {name: autocast_dtype(x.device.type, x.dtype) for name, x in tensors.items()}
+    return {name: x if x.dtype == dtypes[name] else x.to(dtypes[name]) for name, x in tensors.items()}
 
 
 def _check_together(tensors: Mapping[str, Tensor]) -> None:
@@ -207,7 +210,7 @@ def _positions(name: str, given: Tensor | None, first: int, tokens: Tensor) -> T
     """Return positions as ``[batch or 1, len]``; without any, consecutive numbers from ``first``."""
     batch, length = tokens.shape[0], tokens.shape[2]
     if given is None:
-        return torch.arange(first, first + length, device=tokens.device)[None]
+        return counted(first, length, tokens.device)
     if given.is_floating_point() or given.dtype == torch.bool:
         raise ShapeError(f"{name} has dtype {given.dtype}; positions are whole numbers")
     if tuple(given.shape) not in {(length,), (batch, length)}:

@@ -68,6 +68,8 @@ class Call:
         params: The learned tensors, in the compute dtype.
         query_positions: ``[batch or 1, q_len]``.
         key_positions: ``[batch or 1, kv_len]``.
+        counted_from: Where new tokens begin, if queries and keys both count on from there in every sequence. None:
+            the positions alone tell.
         key_mask: ``[batch, kv_len]``, True may be attended, or None. Masked keys and values are already zero.
         segments: ``[batch, len]`` or None.
         dropout_p: Probability of dropping a weight.
@@ -84,6 +86,7 @@ class Call:
     params: Mapping[str, Tensor]
     query_positions: Tensor
     key_positions: Tensor
+    counted_from: int | None = None
     key_mask: Tensor | None = None
     segments: Tensor | None = None
     dropout_p: float = 0.0
@@ -152,7 +155,10 @@ def prepared(call: Call) -> Call:
     query = call.query
     if isinstance(spec.position, Rotary) and not rotates_in_kernel(spec):
         latent_width = spec.storage.kv_lora_rank if isinstance(spec.storage, Latent) else 0
-        waves = rotary.waves(call.query_positions, spec, query.dtype)
+        if call.counted_from is None:
+            waves = rotary.waves(call.query_positions, spec, query.dtype)
+        else:
+            waves = rotary.counted_waves(call.counted_from, call.case.q_len, spec, query.dtype, query.device)
         query = rotary.turn(query, waves, spec, start=spec.rotary_offset)
         if call.key_positions is not call.query_positions:
             waves = rotary.waves(call.key_positions, spec, key.dtype)

@@ -41,6 +41,7 @@ FEW_ROWS = 8
 """Rows for which numbers in half precision are widened each time that they are met, and not once for all rows."""
 
 _LINE = 16  # float32 numbers in 64 bytes
+_LONG = 2**40  # numbers, more than any array has
 _ZERO, _HALF, _ONE, _LOWEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-126)
 _NOTHING = np.float32(-np.inf)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -170,13 +171,13 @@ def _score(
 
 
 @_compiled
-def _hide(row: Any, count: int, low: int, high: int, mask: Any, at: int) -> None:
-    """Leave a row nothing of the keys before ``low``, from ``high`` on, and those that a mask hides, if it is any."""
+def _hide(row: Any, count: int, low: int, high: int, masked: bool, mask: Any, at: int) -> None:
+    """Leave a row nothing of the keys before ``low``, from ``high`` on, and those that a mask hides."""
     for j in range(min(low, count)):
         row[j] = _NOTHING
     for j in range(max(high, 0), count):
         row[j] = _NOTHING
-    if len(mask):
+    if masked:
         for j in range(count):
             if mask[at + j] == 0:
                 row[j] = _NOTHING
@@ -212,18 +213,19 @@ def _weigh(row: Any, count: int, state: Any, at: int, out: Any) -> None:
 ARRAY_NAMES = ("query", "key", "value", "key_positions", "mask", "floats", "state", "parts", "out")
 """The arrays that a worker is given."""
 
-COUNTER, DONE, UNITS, BATCH, SIZES, QUERY, KEY, VALUE, MASK, POSITIONS, FLOATS, ARRAYS, PLAN = (
-    *(0, 1, 2, 3, 4, 13, 18, 22, 25, 28, 29, 32),
-    32 + 2 * len(ARRAY_NAMES),
+COUNTER, DONE, UNITS, BATCH, SIZES, QUERY, KEY, VALUE, MASK, POSITIONS, FLOATS, SPOILED, ARRAYS, PLAN = (
+    *(0, 1, 2, 3, 4, 13, 18, 22, 25, 28, 29, 32, 33),
+    33 + len(ARRAY_NAMES),
 )
 """Where in its table a worker finds what it needs.
 
 The next unit, how many are done and how many there are; the number of sequences; nine sizes (kv_heads, maps, group,
 q_len, rows of a map, width, v_width, keys in a unit, reach); strides of queries (batch, kv_head, map, group, token),
 keys (batch, kv_head, map, token), values (batch, kv_head, token), the mask (batch, head, query) and key positions
-(batch); where slopes, tables and sinks begin among the floats, or -1, after the scale and the softcap; addresses and
-lengths of `ARRAY_NAMES`; each sequence's first unit, ``[batch + 1]``; the keys that some query of a sequence sees,
-``[batch, 2]``; those that each of them sees, ``[batch, q_len, 2]``; and positions of queries, ``[batch, q_len]``."""
+(batch); where slopes, tables and sinks begin among the floats, or -1, after the scale and the softcap; 1 once something
+in the output is not finite; addresses of `ARRAY_NAMES`, or 0 for no mask; each sequence's first unit, ``[batch + 1]``;
+the keys that some query of a sequence sees, ``[batch, 2]``; those that each of them sees, ``[batch, q_len, 2]``; and
+positions of queries, ``[batch, q_len]``."""
 
 
 @_compiled
@@ -280,7 +282,7 @@ def _compute(unit: int, sequence: int, table: Any, given: Any, results: Any, roo
                 _score(row, count, floats[1], slope, floats, distances, reach, asked, positions)
                 at = sequence * table[MASK] + own * table[MASK + 1] + i * table[MASK + 2] + block
                 begin, end = table[seen + 2 * about] - block, table[seen + 2 * about + 1] - block
-                _hide(row, count, begin, end, mask, at)
+                _hide(row, count, begin, end, table[ARRAYS + 4] != 0, mask, at)
             at = (unit * rows + number) * v_width
             _weigh(row, count, state, 2 * (unit * rows + number), parts[at : at + v_width])
         place, at = sequence * table[VALUE] + head * table[VALUE + 1] + block * table[VALUE + 2], unit * rows * v_width
@@ -315,15 +317,19 @@ def _merge(table: Any, floats: Any, state: Any, parts: Any, out: Any) -> None:
                     divisor += share * state[2 * part + 1]
                     for e in range(v_width):
                         out[at + e] += share * parts[part * v_width + e]
-                for e in range(v_width if divisor != _ZERO else 0):
-                    out[at + e] /= divisor
+                check = _ZERO
+                for e in range(v_width):
+                    out[at + e] = out[at + e] / divisor if divisor != _ZERO else out[at + e]
+                    check += _ZERO * out[at + e]
+                if check != _ZERO:
+                    table[SPOILED] = 1
                 at += v_width
 
 
 @_compiled
 def _array(table: Any, place: int, dtype: Any) -> Any:
-    """Return the array whose address and length stand at a place of a table."""
-    return carray(at_address(table[place]), (table[place + 1],), dtype)
+    """Return the array whose address stands at a place of a table; no index is checked against its length."""
+    return carray(at_address(table[place]), (_LONG,), dtype)
 
 
 def worker(dtype: Any, *, kept: bool) -> Any:
@@ -338,12 +344,12 @@ def worker(dtype: Any, *, kept: bool) -> Any:
     """
 
     def work(pointer: Any) -> None:
-        table = carray(pointer, (PLAN,), np.int64)  # and what comes after, which no bound is checked against
+        table = carray(pointer, (_LONG,), np.int64)
         first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `_array` anew
-        query, key = _array(table, first, dtype), _array(table, first + 2, dtype)
-        value, key_positions = _array(table, first + 4, dtype), _array(table, first + 6, np.int64)
-        mask, floats = _array(table, first + 8, np.uint8), _array(table, first + 10, np.float32)
-        state, parts = _array(table, first + 12, np.float32), _array(table, first + 14, np.float32)
+        query, key = _array(table, first, dtype), _array(table, first + 1, dtype)
+        value, key_positions = _array(table, first + 2, dtype), _array(table, first + 3, np.int64)
+        mask, floats = _array(table, first + 4, np.uint8), _array(table, first + 5, np.float32)
+        state, parts = _array(table, first + 6, np.float32), _array(table, first + 7, np.float32)
         given, results = (query, key, value, key_positions, mask, floats), (state, parts)
         rows = table[SIZES + 1] * table[SIZES + 4]
         room = (
@@ -361,6 +367,6 @@ def worker(dtype: Any, *, kept: bool) -> Any:
             done = taken(table, DONE) + 1  # all others have been written when the last one counts itself
             unit = taken(table, COUNTER)
         if done == table[UNITS]:
-            _merge(table, floats, state, parts, _array(table, first + 16, np.float32))
+            _merge(table, floats, state, parts, _array(table, first + 8, np.float32))
 
     return cfunc(types.void(types.voidptr), cache=kept, error_model="numpy")(work)

@@ -44,6 +44,9 @@ PATIENCE = 0.5
 ROWS = 4
 """Rows that the loops compute together."""
 
+SPOILED = 32
+"""Where in the table the loops say that something in the output is not finite."""
+
 LOG2_E = math.log2(math.e)
 
 
@@ -89,12 +92,17 @@ def run(call: Call) -> tuple[Tensor, None]:
     """Compute in units of keys, some of them at a time; see `Kernel.run`."""
     key, value = call.key, call.value
     assert value is not None
-    compute = functools.partial(_attend, call, ready(call.case.dtype))
+    worker = ready(call.case.dtype)
+    output, is_finite = _attend(call, worker, key, value)
+    if is_finite:  # as nearly always, and the loops know
+        return output, None
     bad = functools.partial(not_finite, key, value, call.case.spec)
-    return confined(compute, (key, value), bad, lambda: allowed_pairs(call)), None
+    again = confined(lambda *seen: _attend(call, worker, *seen)[0], (key, value), bad, lambda: allowed_pairs(call))
+    return again, None
 
 
-def _attend(call: Call, worker: Any, key: Tensor, value: Tensor) -> Tensor:
+def _attend(call: Call, worker: Any, key: Tensor, value: Tensor) -> tuple[Tensor, bool]:
+    """Return the output, and whether what the loops gave is finite."""
     case, spec = call.case, call.case.spec
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (call.query, key, value))
     spans, seen, mask = _limits(call)
@@ -103,45 +111,44 @@ def _attend(call: Call, worker: Any, key: Tensor, value: Tensor) -> Tensor:
     each = spec.group_size * case.q_len
     padded = each + -each % ROWS
     out = torch.empty(len(query), spec.num_kv_heads, spec.num_maps, each, spec.v_head_dim, dtype=torch.float32)
+    is_finite = True
     if starts[-1]:
-        state = torch.empty(starts[-1] * spec.num_maps * padded, 2, dtype=torch.float32)
-        parts = torch.empty(len(state), spec.v_head_dim, dtype=torch.float32)
+        rows = starts[-1] * spec.num_maps * padded
+        room = torch.empty(rows * (2 + spec.v_head_dim), dtype=torch.float32)
         reach, begins, floats = _floats(spec, call.params)
         positions = call.key_positions.contiguous()
-        by_group, by_map = grouped.by_group(query, spec).stride(), grouped.keys_by_map(key, spec).stride()
-        arrays = (query, key, value, positions, _NONE if mask is None else mask, floats, state, parts, out)
-        table = torch.tensor(
+        table = np.array(
             [
                 *(0, 0, starts[-1], len(query)),
                 *(spec.num_kv_heads, spec.num_maps, spec.group_size, case.q_len, padded),
                 *(spec.qk_head_dim, spec.v_head_dim, UNIT_KEYS, reach),
-                *(by_group[0], by_group[2], by_group[1], by_group[3], by_group[4]),
-                *(by_map[0], by_map[2], by_map[1], by_map[3]),
+                *(query.stride(0), *grouped.query_steps(query, spec), query.stride(2)),
+                *(key.stride(0), *grouped.key_steps(key, spec), key.stride(2)),
                 *value.stride()[:3],
                 *((0, 0, 0) if mask is None else _steps(mask)),
                 0 if len(positions) == 1 else positions.shape[1],
                 *begins,
-                *(number for array in arrays for number in (array.data_ptr(), _extent(array))),
+                0,
+                *(x.data_ptr() for x in (query, key, value, positions)),
+                0 if mask is None else mask.data_ptr(),
+                *(floats.data_ptr(), room.data_ptr(), room.data_ptr() + 8 * rows, out.data_ptr()),
                 *starts,
                 *(end for span in spans for end in span),
                 *(end for span in seen for end in span),
                 *call.query_positions.expand(len(query), -1).flatten().tolist(),
-            ]
+            ],
+            dtype=np.int64,
         )
         width = spec.num_kv_heads * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim) * case.dtype.itemsize
         threads = 1 + width * sum(high - low for low, high in spans) // BYTES_A_THREAD
-        team.run(worker.address, table.data_ptr(), min(threads, starts[-1], torch.get_num_threads()))
+        team.run(worker.address, table.ctypes.data, min(threads, starts[-1], torch.get_num_threads()))
+        is_finite = not table[SPOILED]
     else:  # nothing is seen
         out.zero_()
     if spec.num_maps == 1:
-        return out.view(len(query), spec.num_heads, case.q_len, spec.v_head_dim).to(case.dtype)
+        return out.view(len(query), spec.num_heads, case.q_len, spec.v_head_dim).to(case.dtype), is_finite
     by_query: Tensor = out.movedim(2, 1).unflatten(3, (spec.group_size, case.q_len))
-    return stages.finish(call, None, stages.mixed_maps(call, by_query)).to(case.dtype)
-
-
-def _extent(x: Tensor) -> int:
-    """Return how many numbers lie from a tensor's first to its last."""
-    return 1 + sum(step * (size - 1) for step, size in zip(x.stride(), x.shape, strict=True)) if x.numel() else 0
+    return stages.finish(call, None, stages.mixed_maps(call, by_query)).to(case.dtype), is_finite
 
 
 def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tuple[int, int, int], Tensor]:
@@ -150,13 +157,8 @@ def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tup
     The first two are the scale and the softcap, or 0. All but the softcap have log₂ e in them.
     """
     position, weighting = spec.position, spec.weighting
-    softcap = (weighting.softcap or 0.0) if isinstance(weighting, Softmax) else 0.0
-    numbers = [spec.scale * (1.0 if softcap else LOG2_E), softcap]
-    reach, slopes_at, table_at, sinks_at = -1, -1, -1, -1
-    if isinstance(position, Alibi):
-        slopes_at = len(numbers)
-        numbers += [slope * LOG2_E for slope in position.head_slopes(spec.num_heads)]
-    floats = torch.tensor(numbers, dtype=torch.float32)
+    reach, table_at, sinks_at = -1, -1, -1
+    slopes_at, floats = _fixed_floats(spec)
     if isinstance(position, RelativeBias):
         reach, table_at = position.max_distance, len(floats)
         table = params["bias_table"].detach()[torch.from_numpy(position.buckets())]
@@ -165,6 +167,18 @@ def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tup
         sinks_at = len(floats)
         floats = torch.cat([floats, (params["sinks"].detach() * LOG2_E).to(torch.float32)])
     return reach, (slopes_at, table_at, sinks_at), floats
+
+
+@functools.lru_cache(maxsize=64)
+def _fixed_floats(spec: AttentionSpec) -> tuple[int, Tensor]:
+    """Return where slopes begin, or -1, and the floats that are not learned."""
+    position, weighting = spec.position, spec.weighting
+    softcap = (weighting.softcap or 0.0) if isinstance(weighting, Softmax) else 0.0
+    numbers = [spec.scale * (1.0 if softcap else LOG2_E), softcap]
+    if not isinstance(position, Alibi):
+        return -1, torch.tensor(numbers, dtype=torch.float32)
+    slopes = [slope * LOG2_E for slope in position.head_slopes(spec.num_heads)]
+    return len(numbers), torch.tensor(numbers + slopes, dtype=torch.float32)
 
 
 def _limits(call: Call) -> tuple[list[tuple[int, int]], list[tuple[int, int]], Tensor | None]:
@@ -199,9 +213,6 @@ def _limits(call: Call) -> tuple[list[tuple[int, int]], list[tuple[int, int]], T
 def _steps(mask: Tensor) -> tuple[int, ...]:
     """Return by how much a mask's place moves from one sequence, head and query to the next."""
     return tuple(0 if size == 1 else step for size, step in zip(mask.shape[:3], mask.stride()[:3], strict=True))
-
-
-_NONE = torch.empty(0, dtype=torch.bool)
 
 
 @functools.cache

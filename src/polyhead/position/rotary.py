@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyhead.position.counted import counted
 from polyhead.spec import AttentionSpec, Rotary
+
+REMEMBERED_NUMBERS = 2**19
+"""Numbers up to which the waves of a call are remembered, 2 MiB in float32 for each of the two."""
 
 
 def rotate(x: Tensor, positions: Tensor, spec: AttentionSpec, *, start: int) -> Tensor:
@@ -28,8 +33,31 @@ def rotate(x: Tensor, positions: Tensor, spec: AttentionSpec, *, start: int) -> 
 
 
 def waves(positions: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of what each position turns by, ``[batch or 1, 1, len, planes]``, in float32 at least."""
+    """Return the waves of positions ``[batch or 1, len]``, which `turn` takes: ``[batch or 1, 1, len, rotary_dim]``."""
     return _waves(positions.double()[:, None, :, None] * _frequencies(spec, None, positions), spec, dtype)
+
+
+def counted_waves(
+    first: int, count: int, spec: AttentionSpec, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the `waves` of ``count`` positions from ``first`` on, remembered: every layer asks for the same ones.
+
+    Args:
+        first: The first position.
+        count: Number of positions.
+        spec: A spec with `Rotary` position whose frequencies are the same for every query.
+        dtype: Dtype of what is turned.
+        device: Where that is.
+
+    Returns:
+        Two tensors ``[1, 1, count, rotary_dim]``, only to be read.
+    """
+    assert isinstance(spec.position, Rotary)
+    if torch.compiler.is_compiling() or count * spec.rotary_dim > REMEMBERED_NUMBERS:
+        return waves(counted(first, count, device), spec, dtype)
+    wide = "float64" if dtype == torch.float64 else "float32"
+    cos, sin = _remembered_waves(spec.position, spec.rotary_dim, first, count, wide)
+    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
 
 
 def rotate_for_queries(
@@ -59,31 +87,35 @@ def rotate_for_queries(
 
 
 def turn(x: Tensor, waves: tuple[Tensor, Tensor], spec: AttentionSpec, *, start: int) -> Tensor:
-    """Turn the rotary widths of ``x [..., width]`` by angles whose cos and sin broadcast against its planes."""
+    """Turn the rotary widths of ``x [..., width]`` by `waves` that broadcast against them."""
     assert isinstance(spec.position, Rotary)
     cos, sin = waves
-    wide, width = cos.dtype, spec.rotary_dim
-    before, planes, after = x.split([start, width, x.shape[-1] - start - width], dim=-1)
-    planes = planes.to(wide)
+    width = spec.rotary_dim
+    planes = x if width == x.shape[-1] else x[..., start : start + width]
+    planes = planes.to(cos.dtype)
     if spec.position.pairs == "half":
-        first, second = planes.chunk(2, dim=-1)
+        partners = planes.roll(width // 2, dims=-1)
     else:
-        first, second = planes[..., 0::2], planes[..., 1::2]
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    joined = torch.cat(turned, dim=-1) if spec.position.pairs == "half" else torch.stack(turned, dim=-1).flatten(-2)
-    if start == 0 and after.shape[-1] == 0:
-        return joined.to(x.dtype)
-    around = [part.expand(*joined.shape[:-1], -1) for part in (before, after)]
-    return torch.cat([around[0], joined.to(x.dtype), around[1]], dim=-1)
+        partners = planes.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(planes * cos, partners, sin).to(x.dtype)
+    if width == x.shape[-1]:
+        return turned
+    around = (x[..., :start], x[..., start + width :])
+    before, after = (part.expand(*turned.shape[:-1], -1) for part in around)
+    return torch.cat([before, turned, after], dim=-1)
 
 
 def _waves(angles: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what a number, and its partner in the plane, are multiplied by: cos, and sin that is negative for x."""
     assert isinstance(spec.position, Rotary)
     wide, amplitude = torch.promote_types(dtype, torch.float32), spec.position.amplitude
-    cos, sin = angles.cos(), angles.sin()
-    if amplitude != 1.0:
-        cos, sin = cos * amplitude, sin * amplitude
-    return cos.to(wide), sin.to(wide)
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    join = torch.cat if spec.position.pairs == "half" else _alternating
+    return join([cos, cos], -1).to(wide), join([-sin, sin], -1).to(wide)
+
+
+def _alternating(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.stack(parts, dim).flatten(-2)
 
 
 def _frequencies(spec: AttentionSpec, query_positions: Tensor | None, like: Tensor) -> Tensor:
@@ -95,6 +127,19 @@ def _frequencies(spec: AttentionSpec, query_positions: Tensor | None, like: Tens
     else:
         found = _remembered(spec.position, spec.rotary_dim)
     return torch.from_numpy(found).to(like.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _remembered_waves(
+    position: Rotary, rotary_dim: int, first: int, count: int, dtype: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return `_waves` of positions that count on, as arrays: a tensor would belong to the mode that it was made in."""
+    angles = np.arange(first, first + count)[:, None] * _remembered(position, rotary_dim)
+    cos, sin = np.cos(angles) * position.amplitude, np.sin(angles) * position.amplitude
+    axis = -2 if position.pairs == "half" else -1
+    parts = (np.stack(pair, axis=axis).reshape(1, 1, count, rotary_dim) for pair in ((cos, cos), (-sin, sin)))
+    first_part, second_part = (part.astype(dtype) for part in parts)
+    return first_part, second_part
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,6 +22,20 @@ def by_group(query: Tensor, spec: AttentionSpec) -> Tensor:
     return heads_as(query, spec.num_kv_heads, spec.group_size, spec.num_maps).movedim(3, 1)
 
 
+def query_steps(query: Tensor, spec: AttentionSpec) -> tuple[int, int, int]:
+    """Return the strides of `by_group`'s key/value heads, maps and places in a group."""
+    step = query.stride(1)
+    if _maps_outermost(spec):
+        return spec.group_size * step, spec.num_heads * step, step
+    return spec.group_size * spec.num_maps * step, step, spec.num_maps * step
+
+
+def key_steps(key: Tensor, spec: AttentionSpec) -> tuple[int, int]:
+    """Return the strides of `keys_by_map`'s key/value heads and maps."""
+    step = key.stride(1)
+    return (step, spec.num_kv_heads * step) if _maps_outermost(spec) else (spec.num_maps * step, step)
+
+
 def keys_by_map(key: Tensor, spec: AttentionSpec) -> Tensor:
     """Lay key heads out by map: ``[batch, kv_heads · maps, kv_len, width]`` to ``[batch, maps, kv_heads, ...]``."""
     if _maps_outermost(spec):
