@@ -1,58 +1,19 @@
-"""How much a case computes: allowed pairs and useful operations, counted from the spec alone. No torch here."""
+"""How much a case computes and reads, counted from the spec alone. No torch here."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-import numpy as np
-
 from polyhead.bench.case import Case
-from polyhead.spec import AttentionSpec, Latent, Linear, Pattern, retention
-from polyhead.spec.ranges import BlockState
-
-QUERY_BLOCK = 128
-"""Queries whose key ranges are asked for at once."""
+from polyhead.cost import allowed_pairs
+from polyhead.spec import Latent, Linear, retention
 
 BACKWARD = 2.5
 """Backward over forward where there are pairs: five products of matrices against two."""
 
 BACKWARD_OF_PROJECTION = 2.0
 """The same for a projection: the gradient of its input and of its weight."""
-
-
-def allowed_pairs(pattern: Pattern, q_len: int, kv_len: int, *, head: int = 0) -> int:
-    """Count the pairs that may meet, the last query standing at the last key.
-
-    Ranges of keys that a block of queries sees whole are counted by their size, the others pair by pair, so no
-    ``q_len × kv_len`` matrix is formed.
-
-    Args:
-        pattern: The pattern.
-        q_len: Number of queries.
-        kv_len: Number of keys.
-        head: The head.
-
-    Returns:
-        The number of pairs.
-    """
-    count, offset = 0, kv_len - q_len
-    for start in range(offset, kv_len, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, kv_len)
-        for part in pattern.key_ranges(start, stop, kv_len=kv_len, head=head):
-            if part.state is BlockState.FULL:
-                count += (stop - start) * (part.stop - part.start)
-            else:
-                queries, keys = np.arange(start, stop), np.arange(part.start, part.stop)
-                count += int(np.count_nonzero(pattern.allowed(queries, keys, kv_len=kv_len, head=head)))
-    return count
-
-
-def pairs(spec: AttentionSpec, q_len: int, kv_len: int) -> int:
-    """Count the pairs of all heads; see `allowed_pairs`."""
-    if spec.pattern.per_head:
-        return sum(allowed_pairs(spec.pattern, q_len, kv_len, head=head) for head in range(spec.num_heads))
-    return spec.num_heads * allowed_pairs(spec.pattern, q_len, kv_len)
 
 
 def useful_operations(case: Case) -> float:
@@ -77,7 +38,7 @@ def useful_operations(case: Case) -> float:
         attended = 4.0 * spec.qk_head_dim * spec.v_head_dim * spec.num_heads * case.length
     else:
         width = 2 * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
-        attended = float(width * pairs(spec, case.q_len, case.length))
+        attended = float(width * allowed_pairs(spec, case.q_len, case.length))
     projected = 2.0 * (case.q_len if case.decoding else case.length) * _projected_numbers(case)
     if case.training:
         return (1 + BACKWARD) * attended + (1 + BACKWARD_OF_PROJECTION) * projected

@@ -269,8 +269,9 @@ def _untimed(case: Case, options: Options) -> Row:
     """Return a case's row with what is known before it runs."""
     import torch
 
-    from polyhead.bench.counts import bytes_read, pairs, useful_operations
+    from polyhead.bench.counts import bytes_read, useful_operations
     from polyhead.bench.work import kernel_of
+    from polyhead.cost import allowed_pairs
 
     dtype = getattr(torch, case.dtype or options.dtype)
     bounded = any(target.against == MEMORY for target in case.targets)
@@ -283,7 +284,7 @@ def _untimed(case: Case, options: Options) -> Row:
         kernel=kernel_of(case, dtype),
         spec=json.loads(case.spec.to_json()),
         command=options.command([case.name]),
-        pairs=pairs(case.attention, case.q_len, case.length),
+        pairs=allowed_pairs(case.attention, case.q_len, case.length),
         operations=useful_operations(case),
         bytes_read=bytes_read(case, dtype.itemsize),
         memory_keys=MEMORY_LENGTH if bounded else case.length,

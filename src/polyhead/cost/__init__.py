@@ -1,0 +1,21 @@
+"""What a mechanism costs: arithmetic on a spec, from the same data that runs. Nothing here imports torch."""
+
+from polyhead.cost.cache import CacheBytes, Engine, cache_bytes, expanded
+from polyhead.cost.operations import Work, decode_step, prefill, training_step
+from polyhead.cost.pairs import allowed_pairs, computed_pairs
+from polyhead.cost.precision import BITS, Precision
+
+__all__ = [
+    "BITS",
+    "CacheBytes",
+    "Engine",
+    "Precision",
+    "Work",
+    "allowed_pairs",
+    "cache_bytes",
+    "computed_pairs",
+    "decode_step",
+    "expanded",
+    "prefill",
+    "training_step",
+]

@@ -1,0 +1,250 @@
+"""What a layer computes and moves in prefill, in a decode step and in a training step.
+
+Operations are floating-point multiplications and additions, two for each pair of numbers multiplied; softmax, norms,
+rotations and biases are not counted, as `torch.utils.flop_counter` does not count them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from polyhead.cost.pairs import allowed_pairs, computed_pairs
+from polyhead.cost.precision import BITS, Precision, precision_of
+from polyhead.errors import SpecError
+from polyhead.spec import AttentionSpec, Latent, LayerSpec, Linear, retention
+from polyhead.spec.choice import as_int
+
+CHUNK = 64
+"""Tokens among which linear weighting forms pairs when all come at once; what came before is in its sums."""
+
+RECOMPUTED = 0.5
+"""What a backward pass that forms the scores anew adds, as a part of the forward's products of pairs."""
+
+SCORE_BYTES = 4
+"""Bytes of a score: sums are made in float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a layer does; one's can be added to another's.
+
+    Attributes:
+        useful: Operations that the mathematics asks for: projections, and 4·d for each allowed pair where keys and
+            values are d wide, in training three times that.
+        executed: Operations that the kernels execute: pairs by whole blocks of queries, a latent absorbed where it is
+            decoded, scores formed again in a backward pass.
+        moved: Bytes read and written: each weight, each activation between two products, and the cache, once; what a
+            kernel reads again from a processor's own caches does not count.
+        temporary: Bytes of the largest tensor that is made between input and output. Of a sum of layers the largest.
+    """
+
+    useful: float = 0.0
+    executed: float = 0.0
+    moved: float = 0.0
+    temporary: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            useful=self.useful + other.useful,
+            executed=self.executed + other.executed,
+            moved=self.moved + other.moved,
+            temporary=max(self.temporary, other.temporary),
+        )
+
+
+def prefill(
+    layer: LayerSpec,
+    tokens: int,
+    *,
+    batch: int = 1,
+    context_length: int = 0,
+    precision: Precision | str = "bf16",
+) -> Work:
+    """Count what a layer does with all tokens of its sequences at once.
+
+    Args:
+        layer: The layer.
+        tokens: Tokens of each sequence.
+        batch: Number of sequences.
+        context_length: Tokens of the other sequence, with ``source="cross"``.
+        precision: The formats.
+
+    Returns:
+        The work, all sequences together.
+
+    Raises:
+        SpecError: If a number is too small, or a layer over another sequence is given none.
+    """
+    formats, spec = precision_of(precision), layer.attention
+    source = _source_length(layer, tokens, batch, context_length)
+    projected = 2.0 * batch * (tokens * _matrices(layer, _OF_QUERIES) + source * _matrices(layer, _OF_KEYS))
+    if isinstance(spec.weighting, Linear):
+        useful = executed = float(batch * _state_operations(spec, tokens, source))
+        if spec.pattern.is_causal:
+            executed += batch * _pair_width(spec) * spec.num_heads * _chunk_pairs(tokens)
+    else:
+        useful = float(batch * _pair_width(spec) * _pairs(layer, tokens, source))
+        executed = float(batch * _pair_width(spec) * _blocks(layer, tokens, source))
+    made, largest = _activations(layer, tokens, source)
+    return Work(
+        useful=projected + useful,
+        executed=projected + executed,
+        moved=_weights(layer, formats)
+        + formats.bytes_of("activations", batch * made)
+        + _kept(layer, source, batch, formats),
+        temporary=formats.bytes_of("activations", batch * largest),
+    )
+
+
+def decode_step(
+    layer: LayerSpec,
+    length: int,
+    *,
+    batch: int = 1,
+    queries: int = 1,
+    context_length: int = 0,
+    precision: Precision | str = "bf16",
+) -> Work:
+    """Count what a layer does with the next tokens of its sequences, the others being in its cache.
+
+    Args:
+        layer: The layer.
+        length: Tokens of each sequence, the new ones included.
+        batch: Number of sequences.
+        queries: New tokens of each.
+        context_length: Tokens of the other sequence, with ``source="cross"``; they are in the cache.
+        precision: The formats.
+
+    Returns:
+        The work, all sequences together.
+
+    Raises:
+        SpecError: If a number is too small, or the layer has no cache.
+    """
+    formats, spec = precision_of(precision), layer.attention
+    source = _source_length(layer, length, batch, context_length)
+    retention(spec, layer.source)  # raises, where there is no cache
+    as_int("queries", queries, at_least=1)
+    is_self = layer.source == "self"
+    if is_self and queries > length:
+        raise SpecError(
+            f"queries={queries} of length={length}: the length has the new tokens in it; give at least that"
+        )
+    names, new_keys = (_OF_QUERIES + _OF_KEYS, queries) if is_self else (_OF_QUERIES, 0)
+    projected = 2.0 * batch * queries * _matrices(layer, names)
+    if isinstance(spec.weighting, Linear):
+        useful = float(batch * _state_operations(spec, queries, new_keys))
+        executed = useful + batch * _pair_width(spec) * spec.num_heads * _chunk_pairs(new_keys)
+    else:
+        useful = float(batch * _pairs(layer, queries, source) * _pair_width(spec))
+        executed = float(batch * _blocks(layer, queries, source) * _pair_width(spec, absorbed=True))
+    made, _ = _activations(layer, queries, new_keys)
+    scores = 0 if isinstance(spec.weighting, Linear) else spec.num_heads * spec.num_maps * queries * source
+    return Work(
+        useful=projected + useful,
+        executed=projected + executed,
+        moved=_weights(layer, formats)
+        + formats.bytes_of("activations", batch * made)
+        + _kept(layer, source, batch, formats),
+        temporary=SCORE_BYTES * batch * scores,
+    )
+
+
+def training_step(
+    layer: LayerSpec, tokens: int, *, batch: int = 1, context_length: int = 0, precision: Precision | str = "bf16"
+) -> Work:
+    """Count what a layer does forward and backward; arguments and result as those of `prefill`.
+
+    The backward pass of a product is two products. That of attention forms its scores again, which is executed and not
+    useful. Weights move three times, for both directions and their gradient, and so do activations.
+    """
+    forward = prefill(layer, tokens, batch=batch, context_length=context_length, precision=precision)
+    source = _source_length(layer, tokens, batch, context_length)
+    again = 0.0
+    if not isinstance(layer.attention.weighting, Linear):
+        again = RECOMPUTED * batch * _pair_width(layer.attention) * _blocks(layer, tokens, source)
+    return Work(
+        useful=3 * forward.useful,
+        executed=3 * forward.executed + again,
+        moved=3 * forward.moved,
+        temporary=forward.temporary,
+    )
+
+
+_OF_QUERIES = ("q_proj", "q_a_proj", "q_b_proj", "o_proj")
+_OF_KEYS = ("k_proj", "v_proj", "kv_a_proj", "w_uk", "w_uv")
+
+
+def _source_length(layer: LayerSpec, length: int, batch: int, context_length: int) -> int:
+    """Return the number of keys, and check the numbers."""
+    as_int("length", length, at_least=1)
+    as_int("batch", batch, at_least=1)
+    as_int("context_length", context_length, at_least=0)
+    if layer.source == "self":
+        return length
+    if not context_length:
+        raise SpecError("a layer over another sequence needs context_length=, its number of tokens")
+    return context_length
+
+
+def _pairs(layer: LayerSpec, queries: int, keys: int) -> int:
+    if layer.source == "cross":  # no query stands at a key, and the pattern is full
+        return layer.attention.num_heads * queries * keys
+    return allowed_pairs(layer.attention, queries, keys)
+
+
+def _blocks(layer: LayerSpec, queries: int, keys: int) -> int:
+    if layer.source == "cross":
+        return layer.attention.num_heads * queries * keys
+    return computed_pairs(layer.attention, queries, keys)
+
+
+def _pair_width(spec: AttentionSpec, *, absorbed: bool = False) -> int:
+    """Return the operations of a pair in all maps of a head."""
+    if absorbed and isinstance(spec.storage, Latent):
+        rank = spec.storage.kv_lora_rank
+        return 2 * (spec.num_maps * (rank + spec.storage.qk_rope_head_dim) + rank)
+    return 2 * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
+
+
+def _state_operations(spec: AttentionSpec, queries: int, keys: int) -> int:
+    """Return the operations of linear weighting's sums: each key adds to one, each query reads both."""
+    added = spec.num_kv_heads * keys * spec.v_head_dim
+    return 2 * spec.qk_head_dim * (added + spec.num_heads * queries * (spec.v_head_dim + 1))
+
+
+def _chunk_pairs(tokens: int) -> int:
+    """Count the pairs that causal linear weighting forms inside its chunks, of each head."""
+    whole, rest = divmod(tokens, CHUNK)
+    return whole * CHUNK**2 + rest**2
+
+
+def _matrices(layer: LayerSpec, names: tuple[str, ...]) -> int:
+    """Count the numbers of some of the layer's matrices, which each token is multiplied with."""
+    shapes = layer.parameter_shapes()
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") in names)
+
+
+def _weights(layer: LayerSpec, formats: Precision) -> int:
+    return formats.bytes_of("weights", sum(map(math.prod, layer.parameter_shapes().values())))
+
+
+def _kept(layer: LayerSpec, source: int, batch: int, formats: Precision) -> int:
+    """Return the bytes of what a cache keeps of some keys, written once or read once; 0 where there is none."""
+    try:
+        kept = retention(layer.attention, layer.source)
+    except SpecError:
+        return 0
+    bits = max(32, BITS[formats.cache]) if kept.kind == "state" else BITS[formats.cache]
+    return math.ceil(batch * kept.numbers(source) * bits / 8)
+
+
+def _activations(layer: LayerSpec, queries: int, keys: int) -> tuple[int, int]:
+    """Return how many numbers of one sequence lie between products, written and read, and the largest tensor's."""
+    spec = layer.attention
+    query = spec.num_heads * spec.num_maps * spec.qk_head_dim * queries
+    key = spec.num_kv_heads * spec.num_maps * spec.qk_head_dim * keys
+    value, output = spec.num_kv_heads * spec.v_head_dim * keys, spec.num_heads * spec.v_head_dim * queries
+    around = 2 * layer.embed_dim * queries + (layer.context_dim or 0) * keys
+    return around + 2 * (query + key + value + output), max(query, key, value, output)
