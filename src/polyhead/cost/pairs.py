@@ -39,8 +39,8 @@ def allowed_pairs(spec: AttentionSpec, q_len: int, kv_len: int) -> int:
 def pattern_pairs(pattern: Pattern, q_len: int, kv_len: int, *, head: int = 0) -> int:
     """Count the pairs of one head.
 
-    A band's are arithmetic; of others, ranges of keys that a block of queries sees whole are counted by their size and
-    the rest pair by pair, so no ``q_len × kv_len`` matrix is formed.
+    A band's are arithmetic, and others are counted from the lists or ranges of keys that some queries see, so no
+    ``q_len × kv_len`` matrix is formed.
 
     Args:
         pattern: The pattern.
@@ -51,21 +51,41 @@ def pattern_pairs(pattern: Pattern, q_len: int, kv_len: int, *, head: int = 0) -
     Returns:
         The number of pairs.
     """
-    offset = kv_len - q_len
     if isinstance(pattern, Band):
-        queries = np.arange(offset, kv_len)
+        queries = np.arange(kv_len - q_len, kv_len)
         last = kv_len if pattern.right is None else np.minimum(queries + pattern.right + 1, kv_len)
         first = 0 if pattern.left is None else np.maximum(queries - pattern.left, 0)
         return int(np.sum(np.broadcast_to(last - first, q_len)))
+    unit = min(pattern.unit, QUERY_BLOCK)  # the queries of a unit see the same ranges, but for a few
+    is_listed = unit == 1 and pattern.degree is not None and pattern.degree < kv_len
+    count, step = (_in_lists, QUERY_BLOCK) if is_listed else (_in_ranges, unit if unit > 1 else QUERY_BLOCK)
+    total, start = 0, kv_len - q_len
+    while start < kv_len:
+        stop = min(start - start % step + step, kv_len)
+        total += count(pattern, start, stop, kv_len, head)
+        start = stop
+    return total
+
+
+def _in_lists(pattern: Pattern, start: int, stop: int, kv_len: int, head: int) -> int:
+    """Count what some queries see from the list of each one's keys; of those without a list, pair by pair."""
+    keys, every = pattern.neighbours(start, stop, kv_len=kv_len, head=head)
+    listed = np.count_nonzero(keys[~every] >= 0)
+    if not every.any():
+        return int(listed)
+    queries = np.arange(start, stop)[every]
+    return int(listed + np.count_nonzero(pattern.allowed(queries, np.arange(kv_len), kv_len=kv_len, head=head)))
+
+
+def _in_ranges(pattern: Pattern, start: int, stop: int, kv_len: int, head: int) -> int:
+    """Count what some queries see from ranges of keys; of those that they do not all see whole, pair by pair."""
     count = 0
-    for start in range(offset, kv_len, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, kv_len)
-        for part in pattern.key_ranges(start, stop, kv_len=kv_len, head=head):
-            if part.state is BlockState.FULL:
-                count += (stop - start) * (part.stop - part.start)
-            else:
-                block, keys = np.arange(start, stop), np.arange(part.start, part.stop)
-                count += int(np.count_nonzero(pattern.allowed(block, keys, kv_len=kv_len, head=head)))
+    for part in pattern.key_ranges(start, stop, kv_len=kv_len, head=head):
+        if part.state is BlockState.FULL:
+            count += (stop - start) * (part.stop - part.start)
+        else:
+            queries, keys = np.arange(start, stop), np.arange(part.start, part.stop)
+            count += int(np.count_nonzero(pattern.allowed(queries, keys, kv_len=kv_len, head=head)))
     return count
 
 
