@@ -1,0 +1,134 @@
+"""What is said of a device: its memory, its bandwidth and the rates at which it multiplies, each with its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polyhead.errors import CheckpointError, SpecError
+
+SCHEMA = 1
+FORMATS = ("float32", "bf16", "fp16", "fp8", "int8")
+"""Formats in which a device may multiply."""
+
+SHARES = ("product", "read")
+"""What `Device.shares` may name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device.
+
+    ::
+
+        ph.device("a100-80").rate("bf16")  # 312e12
+
+    Attributes:
+        name: The name to type, lower case with hyphens.
+        title: The name to read.
+        memory: Bytes of memory.
+        bandwidth: Bytes that it reads from there in a second. None: not known.
+        rates: Operations a second in products of dense matrices, by format; a format that is missing is one that it
+            lacks, or whose rate its maker does not publish.
+        shares: The parts of ``rates`` (``"product"``) and of ``bandwidth`` (``"read"``) that kernels here reach, where
+            that was measured.
+        sources: For each figure, where it comes from.
+        date: When that was published or measured.
+    """
+
+    name: str
+    title: str
+    memory: int
+    bandwidth: float | None = None
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    date: str
+
+    def __post_init__(self) -> None:
+        figures: dict[str, Any] = {"memory": self.memory}
+        if self.bandwidth is not None:
+            figures["bandwidth"] = self.bandwidth
+        figures |= {f"rates[{name!r}]": rate for name, rate in self.rates.items()}
+        figures |= {f"shares[{name!r}]": share for name, share in self.shares.items()}
+        for name, figure in figures.items():
+            if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
+                raise SpecError(f"{name}={figure!r} is no number above 0; give bytes, bytes or operations a second")
+        for what, allowed in (("rates", FORMATS), ("shares", SHARES)):
+            if unknown := sorted(set(getattr(self, what)) - set(allowed)):
+                raise SpecError(f"{what} names {unknown[0]!r}; it may name {', '.join(allowed)}")
+
+    def rate(self, precision: str) -> float:
+        """Return operations a second in a format.
+
+        Raises:
+            SpecError: If the device has none; the message says which it has.
+        """
+        if precision not in self.rates:
+            known = ", ".join(self.rates) or "of none; polyhead calibrate measures this machine's"
+            raise SpecError(f"{self.title}: no rate is known for {precision}, but for {known}")
+        return self.rates[precision]
+
+    def to_json(self) -> str:
+        """Return the device as JSON, as `read_device` takes it."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False)
+
+
+def read_device(path: str | os.PathLike[str]) -> Device:
+    """Read a device from a file.
+
+    Args:
+        path: JSON as `Device.to_json` writes it.
+
+    Returns:
+        The device.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is not JSON, or lacks something; the message says what.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: this is no file of a device: {error}") from None
+    names = {field.name: field.default is field.default_factory for field in dataclasses.fields(Device)}
+    if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+        raise CheckpointError(f'{path}: it lacks "schema": {SCHEMA}; polyhead calibrate writes such a file')
+    missing, unknown = (
+        sorted(n for n, needed in names.items() if needed and n not in data),
+        sorted(data.keys() - names),
+    )
+    if missing or unknown:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which no device has"
+        raise CheckpointError(f"{path}: it {what}; a device has {', '.join(names)}")
+    try:
+        return Device(**data)
+    except (SpecError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def this_machine() -> Device:
+    """Return this machine: the memory that its system names, and no rate, since none was measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(
+        name="this-machine",
+        title=f"this machine, {_processor()}",
+        memory=memory,
+        sources={"memory": "the operating system"},
+        date="now",
+    )
+
+
+def _processor() -> str:
+    """Return what the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
