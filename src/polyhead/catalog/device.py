@@ -67,6 +67,12 @@ class Device:
     def rate(self, precision: str) -> float:
         """Return operations a second in a format.
 
+        Args:
+            precision: The format.
+
+        Returns:
+            The peak rate.
+
         Raises:
             SpecError: If the device has none; the message says which it has.
         """

@@ -35,6 +35,7 @@ class Model:
         parameters: Number of trained numbers, each shared tensor counted once. Buffers do not count, nor do layers that
             predict further tokens (DeepSeek-V3's).
         active_parameters: How many of them one token goes through: all but the experts that it is not routed to.
+        tied_embeddings: Whether the output's table is that of the embeddings.
         config: The fields of the config.json that it was read from.
         sources: For each figure, where it comes from.
 
@@ -53,5 +54,6 @@ class Model:
     cross_layers: tuple[LayerSpec, ...] = dataclasses.field(default=(), repr=False)
     parameters: int
     active_parameters: int
+    tied_embeddings: bool = dataclasses.field(repr=False)
     config: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
     sources: Mapping[str, str] = dataclasses.field(repr=False, hash=False)

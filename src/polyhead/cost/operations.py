@@ -27,7 +27,7 @@ SCORE_BYTES = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a layer does; one's can be added to another's.
+    """What a layer does; one's can be added to another's, and multiplied by a number of layers.
 
     Attributes:
         useful: Operations that the mathematics asks for: projections, and 4·d for each allowed pair where keys and
@@ -43,6 +43,14 @@ class Work:
     executed: float = 0.0
     moved: float = 0.0
     temporary: int = 0
+
+    def __rmul__(self, times: int) -> Work:
+        return Work(
+            useful=times * self.useful,
+            executed=times * self.executed,
+            moved=times * self.moved,
+            temporary=self.temporary,
+        )
 
     def __add__(self, other: Work) -> Work:
         return Work(

@@ -103,9 +103,13 @@ class Config:
     @property
     def vocabulary(self) -> int:
         """Number of parameters of the embeddings and of the output: one table or two."""
+        return (1 if self.is_tied else 2) * self.whole("vocab_size") * self.embed_dim
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output's table is that of the embeddings."""
         tied = self.get("tie_word_embeddings")
-        tables = 1 if as_flag("tie_word_embeddings", self.family.tied if tied is None else tied) else 2
-        return tables * self.whole("vocab_size") * self.embed_dim
+        return as_flag("tie_word_embeddings", self.family.tied if tied is None else tied)
 
     def _names(self, name: str) -> tuple[str, ...]:
         return name, *self.family.aliases.get(name, ())

@@ -77,6 +77,7 @@ def describe(
         counted = config.family.count(config, stacks)
         length = config.get(config.family.length)
         sizes = {"embed_dim": config.embed_dim, "vocab_size": config.whole("vocab_size")}
+        is_tied = config.is_tied
         max_seq_len = None if length is None else as_int(config.family.length, length, at_least=1)
     except SpecError as error:
         raise CheckpointError(f"config.json gives a size that is none: {error}") from error
@@ -93,6 +94,7 @@ def describe(
         cross_layers=stacks.cross_layers,
         parameters=counted.total,
         active_parameters=counted.total - counted.idle,
+        tied_embeddings=is_tied,
         config=dict(fields),
         sources={**dict.fromkeys(figures, source), "parameters": computed, **(sources or {})},
         **sizes,

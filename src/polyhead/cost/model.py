@@ -1,0 +1,224 @@
+"""What a whole model takes: bytes on each device, and what it computes and moves for a prompt and for a token."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+from polyhead.catalog import Device, Model
+from polyhead.cost.cache import CacheBytes, Engine, cache_bytes
+from polyhead.cost.operations import Work, decode_step, prefill
+from polyhead.cost.precision import Precision, precision_of
+from polyhead.errors import SpecError
+from polyhead.spec import Latent, LayerSpec
+from polyhead.spec.choice import as_int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: Of parameters.
+        cache: Of what is kept of all sequences.
+        temporary: Of the largest tensor between.
+    """
+
+    weights: int
+    cache: CacheBytes
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """Bytes with the ideal cache."""
+        return self.weights + self.cache.ideal + self.temporary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """How long work takes where multiplying and reading overlap: as long as the longer of the two.
+
+    Attributes:
+        computing: Seconds of its operations at the device's rate.
+        moving: Seconds of its bytes at the device's bandwidth.
+    """
+
+    computing: float
+    moving: float
+
+    @property
+    def total(self) -> float:
+        """The longer of the two."""
+        return max(self.computing, self.moving)
+
+    @property
+    def bound(self) -> str:
+        """What binds: ``"compute"`` or ``"bandwidth"``."""
+        return "compute" if self.computing > self.moving else "bandwidth"
+
+
+def memory(
+    model: Model,
+    length: int,
+    *,
+    batch: int = 1,
+    precision: Precision | str = "bf16",
+    devices: int = 1,
+    context_length: int = 0,
+    engine: Engine | None = None,
+) -> Memory:
+    """Count the bytes that a model takes on each of some devices, between which its heads and matrices are split.
+
+    A key/value head that more devices need than there are heads lies on several, and a latent row on all of them.
+
+    Args:
+        model: The model.
+        length: Tokens of each sequence.
+        batch: Number of sequences.
+        precision: The formats.
+        devices: Number of devices.
+        context_length: Tokens of the encoder's sequence, where there is one.
+        engine: How an engine reserves, see `cache_bytes`.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        SpecError: If a number is too small, the heads cannot be split so, or a layer that decodes has no cache.
+    """
+    as_int("devices", devices, at_least=1)
+    formats = precision_of(precision)
+    kept = CacheBytes(ideal=0, reserved=0, allocated=0)
+    for layer, times in _alike((*model.layers, *model.cross_layers)).items():
+        share = times * _share(layer, devices)
+        one = cache_bytes([layer], length, batch=batch, precision=formats, context_length=context_length, engine=engine)
+        kept = CacheBytes(
+            ideal=kept.ideal + math.ceil(share * one.ideal),
+            reserved=kept.reserved + math.ceil(share * one.reserved),
+            allocated=None
+            if kept.allocated is None or one.allocated is None
+            else kept.allocated + math.ceil(share * one.allocated),
+        )
+    last = decode_work(model, length, batch=batch, precision=formats, context_length=context_length)
+    return Memory(
+        weights=math.ceil(formats.bytes_of("weights", model.parameters) / devices),
+        cache=kept,
+        temporary=math.ceil(last.temporary / devices),
+    )
+
+
+def prefill_work(
+    model: Model, tokens: int, *, batch: int = 1, precision: Precision | str = "bf16", context_length: int = 0
+) -> Work:
+    """Count what a model does with a prompt; of the vocabulary's scores those of the last token alone.
+
+    Args:
+        model: The model.
+        tokens: Tokens of each sequence, all new.
+        batch: Number of sequences.
+        precision: The formats.
+        context_length: Tokens of the encoder's sequence, which goes through the encoder too, where there is one.
+
+    Returns:
+        The work, all sequences together.
+    """
+
+    def of(layer: LayerSpec) -> Work:
+        return prefill(layer, tokens, batch=batch, context_length=context_length, precision=precision)
+
+    work = _summed(of, (*model.layers, *model.cross_layers))
+    if context_length:
+        work += _summed(
+            lambda layer: prefill(layer, context_length, batch=batch, precision=precision), model.encoder_layers
+        )
+    return work + _outside_attention(model, tokens, batch, precision_of(precision))
+
+
+def decode_work(
+    model: Model, length: int, *, batch: int = 1, precision: Precision | str = "bf16", context_length: int = 0
+) -> Work:
+    """Count what a model does for the next token of each sequence, the others being in its caches.
+
+    Args:
+        model: The model.
+        length: Tokens of each sequence, the new one included.
+        batch: Number of sequences.
+        precision: The formats.
+        context_length: Tokens of the encoder's sequence, where there is one.
+
+    Returns:
+        The work, all sequences together.
+
+    Raises:
+        SpecError: If a layer has no cache.
+    """
+
+    def of(layer: LayerSpec) -> Work:
+        return decode_step(layer, length, batch=batch, context_length=context_length, precision=precision)
+
+    work = _summed(of, (*model.layers, *model.cross_layers))
+    return work + _outside_attention(model, 1, batch, precision_of(precision))
+
+
+def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", devices: int = 1) -> Seconds:
+    """Return how long work takes at least, on a device's peak rates or on the shares of them that were measured.
+
+    Args:
+        work: The work, split evenly between the devices; what they say to each other takes no time here.
+        device: The device.
+        precision: The formats; ``activations`` is read.
+        devices: Number of devices.
+
+    Returns:
+        The seconds.
+
+    Raises:
+        SpecError: If the device's bandwidth, or its rate in that format, is not known.
+    """
+    if device.bandwidth is None:
+        raise SpecError(f"{device.title}: its bandwidth is not known; polyhead calibrate measures this machine's")
+    rate = device.rate(precision_of(precision).activations) * device.shares.get("product", 1.0)
+    read = device.bandwidth * device.shares.get("read", 1.0)
+    return Seconds(computing=work.executed / rate / devices, moving=work.moved / read / devices)
+
+
+def _share(layer: LayerSpec, devices: int) -> float:
+    """Return the part of a layer's cache that each device holds."""
+    spec = layer.attention
+    if spec.num_heads % devices:
+        raise SpecError(f"{spec.num_heads} heads cannot be split between {devices} devices; give a divisor of it")
+    if isinstance(spec.storage, Latent):
+        return 1.0
+    return math.ceil(spec.num_kv_heads / devices) / spec.num_kv_heads
+
+
+def _alike(layers: Iterable[LayerSpec]) -> dict[LayerSpec, int]:
+    """Return each different layer with how often it is there: most of a model's are the same."""
+    counts: dict[LayerSpec, int] = {}
+    for layer in layers:
+        counts[layer] = counts.get(layer, 0) + 1
+    return counts
+
+
+def _summed(of: Callable[[LayerSpec], Work], layers: Iterable[LayerSpec]) -> Work:
+    return sum((times * of(layer) for layer, times in _alike(layers).items()), Work())
+
+
+def _outside_attention(model: Model, tokens: int, batch: int, formats: Precision) -> Work:
+    """Count what is no attention: feed-forward layers and the output, whose table is read for the last token alone.
+
+    Of experts a single token reads its own, and more tokens others, at most as many as they are and at most all. A
+    token's row of the embeddings is read and not multiplied.
+    """
+    table = model.vocab_size * model.embed_dim
+    layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
+    attention = sum(
+        times * sum(map(math.prod, layer.parameter_shapes().values())) for layer, times in _alike(layers).items()
+    )
+    tables = table if model.tied_embeddings else 2 * table
+    fed = model.active_parameters - attention - tables
+    operations = 2.0 * batch * (tokens * fed + table)
+    idle = model.parameters - model.active_parameters
+    read = fed + min(idle, (batch * tokens - 1) * fed) + table
+    return Work(useful=operations, executed=operations, moved=float(formats.bytes_of("weights", read)))
