@@ -62,6 +62,13 @@ def test_complexity_of_the_fifteen() -> None:
         assert 1.0 < rows[name]["exponent"] < 1.1
 
 
+def test_growth_at_an_odd_length() -> None:
+    rows = {row["name"]: row for row in complexity(Shape(context=3))}
+    assert rows["mha"]["exponent"] == pytest.approx(2.0)
+    with pytest.raises(SpecError, match="at least 2 tokens"):
+        complexity(Shape(context=1))
+
+
 def test_forces_are_the_catalogues() -> None:
     for row, entry in zip(forces(), ph.mechanisms(), strict=True):
         assert dataclasses.asdict(entry.forces).items() <= row.items()

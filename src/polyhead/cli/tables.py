@@ -38,6 +38,7 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
       polyhead tables memory --context 262144 --layers 80 --width 8192 --heads 64
       polyhead tables complexity --context 16384 --window 512
     """
+    from polyhead.cli.common import progress
     from polyhead.cost import tables
 
     shape = tables.Shape(context=tables.Shape.context if context is None else context, **sizes)
@@ -47,7 +48,8 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
         "forces": tables.forces,
         "memory": lambda: tables.memory(shape),
     }
-    rows = {name: make[name]() for name in NAMES if name in (names or NAMES)}
+    with progress(f"counting the pairs of {short.context:,} tokens ..."):
+        rows = {name: make[name]() for name in NAMES if name in (names or NAMES)}
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, **rows}, indent=2, ensure_ascii=False))
         return

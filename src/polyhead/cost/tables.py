@@ -89,9 +89,14 @@ def complexity(shape: Shape) -> list[Row]:
     Returns:
         Rows with the formula of the time, the pairs that each head sees as a part of all, operations of a layer's
         attention, these against the baseline's, and the exponent with which they grow with the number of tokens.
+
+    Raises:
+        SpecError: If the context is a single token, from which nothing grows.
     """
     rows, tokens = [], shape.context
-    base = _full(shape)
+    if tokens < 2:
+        raise SpecError(f"context={tokens} says nothing of growth; give at least 2 tokens")
+    base, growth = _full(shape), math.log(tokens / (tokens // 2))
     baseline = attended(base, tokens, tokens)
     for entry in mechanisms():
         spec = _spec_of(entry, base, shape)
@@ -105,7 +110,7 @@ def complexity(shape: Shape) -> list[Row]:
                 "pairs": None if isinstance(spec.weighting, Linear) else seen,
                 "operations": done,
                 "of_baseline": done / baseline,
-                "exponent": math.log2(done / before),
+                "exponent": math.log(done / before) / growth,
             }
         )
     return rows

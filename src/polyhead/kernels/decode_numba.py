@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyhead.kernels import decoding, stages, team
@@ -158,7 +159,8 @@ def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tup
     """
     position, weighting = spec.position, spec.weighting
     reach, table_at, sinks_at = -1, -1, -1
-    slopes_at, floats = _fixed_floats(spec)
+    slopes_at, numbers = _fixed_floats(spec)
+    floats = torch.from_numpy(numbers)
     if isinstance(position, RelativeBias):
         reach, table_at = position.max_distance, len(floats)
         table = params["bias_table"].detach()[torch.from_numpy(position.buckets())]
@@ -170,15 +172,15 @@ def _floats(spec: AttentionSpec, params: Mapping[str, Tensor]) -> tuple[int, tup
 
 
 @functools.lru_cache(maxsize=64)
-def _fixed_floats(spec: AttentionSpec) -> tuple[int, Tensor]:
+def _fixed_floats(spec: AttentionSpec) -> tuple[int, NDArray[np.float32]]:
     """Return where slopes begin, or -1, and the floats that are not learned."""
     position, weighting = spec.position, spec.weighting
     softcap = (weighting.softcap or 0.0) if isinstance(weighting, Softmax) else 0.0
     numbers = [spec.scale * (1.0 if softcap else LOG2_E), softcap]
     if not isinstance(position, Alibi):
-        return -1, torch.tensor(numbers, dtype=torch.float32)
+        return -1, np.array(numbers, dtype=np.float32)
     slopes = [slope * LOG2_E for slope in position.head_slopes(spec.num_heads)]
-    return len(numbers), torch.tensor(numbers + slopes, dtype=torch.float32)
+    return len(numbers), np.array(numbers + slopes, dtype=np.float32)
 
 
 def _limits(call: Call) -> tuple[list[tuple[int, int]], list[tuple[int, int]], Tensor | None]:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 
 def counted(first: int, count: int, device: torch.device) -> Tensor:
-    """Return the whole numbers ``[1, count]`` from ``first`` on; on a processor they are shared, so only to be read."""
-    if torch.compiler.is_compiling() or first < 0:
+    """Return the whole numbers ``[1, count]`` from ``first`` on; on a processor they are shared, so only to be read.
+
+    Another device makes its own, which takes less time than a copy from here.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling() or first < 0:
         return torch.arange(first, first + count, device=device)[None]
     numbers = _numbers(1 << max(10, (first + count).bit_length()))
-    shared = torch.from_numpy(numbers[None, first : first + count])
-    return shared if device.type == "cpu" else shared.to(device)
+    return torch.from_numpy(numbers[None, first : first + count])
 
 
-@functools.lru_cache(maxsize=1)  # the longest comes to stay
+@functools.cache  # sizes double, so all that were ever asked for are twice the longest
 def _numbers(count: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64)

@@ -40,7 +40,7 @@ def waves(positions: Tensor, spec: AttentionSpec, dtype: torch.dtype) -> tuple[T
 def counted_waves(
     first: int, count: int, spec: AttentionSpec, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the `waves` of ``count`` positions from ``first`` on, remembered: every layer asks for the same ones.
+    """Return the `waves` of ``count`` positions from ``first`` on; on a processor remembered, since all layers ask.
 
     Args:
         first: The first position.
@@ -53,11 +53,11 @@ def counted_waves(
         Two tensors ``[1, 1, count, rotary_dim]``, only to be read.
     """
     assert isinstance(spec.position, Rotary)
-    if torch.compiler.is_compiling() or count * spec.rotary_dim > REMEMBERED_NUMBERS:
+    if device.type != "cpu" or torch.compiler.is_compiling() or count * spec.rotary_dim > REMEMBERED_NUMBERS:
         return waves(counted(first, count, device), spec, dtype)
     wide = "float64" if dtype == torch.float64 else "float32"
     cos, sin = _remembered_waves(spec.position, spec.rotary_dim, first, count, wide)
-    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+    return torch.from_numpy(cos), torch.from_numpy(sin)
 
 
 def rotate_for_queries(
