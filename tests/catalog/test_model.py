@@ -24,3 +24,16 @@ def test_it_is_printed_by_its_sizes() -> None:
 def test_it_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError, match="embed_dim"):
         ph.model("gpt2").embed_dim = 1  # type: ignore[misc]
+
+
+def test_another_attention_in_its_place() -> None:
+    llama = ph.model("llama-3-8b")
+    assert llama.with_attention(llama.layers[0].attention).parameters == llama.parameters
+    spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=32, head_dim=128), pattern=ph.Causal())
+    other = llama.with_attention(spec)
+    assert [layer.attention for layer in other.layers] == [spec] * 32
+    more = 32 * 2 * 24 * 128 * 4096  # keys and values of 24 heads more
+    assert other.parameters - llama.parameters == other.active_parameters - llama.active_parameters == more
+    assert other.sources["layers"] == "given"
+    latent = ph.model("deepseek-v2-lite").with_attention(spec)
+    assert latent.layers[0].latent_norm is None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from polyhead.spec import LayerSpec
+from polyhead.spec import AttentionSpec, LayerSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,38 @@ class Model:
     tied_embeddings: bool = dataclasses.field(repr=False)
     config: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
     sources: Mapping[str, str] = dataclasses.field(repr=False, hash=False)
+
+    def with_attention(self, attention: AttentionSpec) -> Model:
+        """Return this model as it would be with another attention in every layer of its stack.
+
+        ::
+
+            ph.model("llama-3-8b").with_attention(spec).parameters
+
+        Args:
+            attention: The four choices; the layers' widths and biases stay.
+
+        Returns:
+            A model with as many other parameters as before, and the new attention's.
+
+        Raises:
+            SpecError: If a layer has something that the new attention cannot have, such as norms of keys.
+        """
+        layers = tuple(_with(layer, attention) for layer in self.layers)
+        more = sum(map(_size, layers)) - sum(map(_size, self.layers))
+        counted = "the published model's, with the numbers of another attention in place of its own"
+        return dataclasses.replace(
+            self,
+            layers=layers,
+            parameters=self.parameters + more,
+            active_parameters=self.active_parameters + more,
+            sources={**self.sources, "layers": "given", "parameters": counted},
+        )
+
+
+def _with(layer: LayerSpec, attention: AttentionSpec) -> LayerSpec:
+    return dataclasses.replace(layer, attention=attention, latent_norm=None)
+
+
+def _size(layer: LayerSpec) -> int:
+    return sum(map(math.prod, layer.parameter_shapes().values()))
