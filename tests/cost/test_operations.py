@@ -100,7 +100,8 @@ def test_bytes_of_a_decode_step() -> None:
 
 def test_bytes_of_a_window_stop_growing() -> None:
     spec = layer("grouped", pattern=ph.SlidingWindow.causal(100))
-    assert decode_step(spec, 100).moved == decode_step(spec, 10_000).moved > decode_step(spec, 99).moved
+    assert decode_step(spec, 100) == decode_step(spec, 10_000)
+    assert decode_step(spec, 100).moved > decode_step(spec, 99).moved
     state = layer("linear", pattern=ph.Causal())
     assert decode_step(state, 2) == decode_step(state, 10_000)
 

@@ -131,7 +131,7 @@ def decode_step(
     """
     formats, spec = precision_of(precision), layer.attention
     source = _source_length(layer, length, batch, context_length)
-    retention(spec, layer.source)  # raises, where there is no cache
+    kept = retention(spec, layer.source)  # raises, where there is no cache
     as_int("queries", queries, at_least=1)
     is_self = layer.source == "self"
     if is_self and queries > length:
@@ -147,7 +147,8 @@ def decode_step(
         useful = float(batch * attended(spec, queries, source, cross=not is_self))
         executed = float(batch * _blocks(layer, queries, source) * _pair_width(spec, absorbed=True))
     made, _ = _activations(layer, queries, new_keys)
-    scores = 0 if isinstance(spec.weighting, Linear) else spec.num_heads * spec.num_maps * queries * source
+    seen = min(source, int(kept.reach.size())) if kept.kind == "rolling" else source
+    scores = 0 if kept.kind == "state" else spec.num_heads * spec.num_maps * queries * seen
     return Work(
         useful=projected + useful,
         executed=projected + executed,
