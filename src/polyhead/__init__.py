@@ -21,7 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyhead import cache as cache, oracle as oracle
+    from polyhead import cache as cache, cost as cost, oracle as oracle
     from polyhead.attention import Attention as Attention, attend as attend
     from polyhead.catalog import (
         EXAMPLE as EXAMPLE,
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "polyhead": ("cache", "oracle"),
+    "polyhead": ("cache", "cost", "oracle"),
     "polyhead.attention": ("Attention", "attend"),
     "polyhead.catalog": (
         "EXAMPLE",
