@@ -100,9 +100,6 @@ def test_seconds_are_those_of_the_slower_part() -> None:
     assert (seconds(token, device).bound, seconds(prompt, device).bound) == ("bandwidth", "compute")
     assert seconds(token, device).total == token.moved / 2039e9
     assert seconds(token, device, devices=4).total == pytest.approx(seconds(token, device).total / 4)
-    measured = dataclasses.replace(device, shares={"read": 0.5, "product": 0.25})
-    assert seconds(token, measured).total == 2 * seconds(token, device).total
-    assert seconds(prompt, measured).total == 4 * seconds(prompt, device).total
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from polyhead.bench.case import Case
-from polyhead.cost import allowed_pairs
+from polyhead.cost import attended
 from polyhead.spec import Latent, Linear, retention
 
 BACKWARD = 2.5
@@ -32,17 +32,12 @@ def useful_operations(case: Case) -> float:
     spec = case.attention
     if case.sequences:
         return sum(useful_operations(dataclasses.replace(case, length=n, sequences=())) for n in case.sequences)
-    if isinstance(spec.weighting, Linear) and case.decoding:
-        attended = 4.0 * spec.qk_head_dim * spec.v_head_dim * spec.num_heads * case.q_len
-    elif isinstance(spec.weighting, Linear):
-        attended = 4.0 * spec.qk_head_dim * spec.v_head_dim * spec.num_heads * case.length
-    else:
-        width = 2 * (spec.num_maps * spec.qk_head_dim + spec.v_head_dim)
-        attended = float(width * allowed_pairs(spec, case.q_len, case.length))
+    keys = case.q_len if isinstance(spec.weighting, Linear) and case.decoding else case.length  # sums have the others
+    attended_to = float(attended(spec, case.q_len, keys))
     projected = 2.0 * (case.q_len if case.decoding else case.length) * _projected_numbers(case)
     if case.training:
-        return (1 + BACKWARD) * attended + (1 + BACKWARD_OF_PROJECTION) * projected
-    return attended + projected
+        return (1 + BACKWARD) * attended_to + (1 + BACKWARD_OF_PROJECTION) * projected
+    return attended_to + projected
 
 
 def bytes_read(case: Case, itemsize: int) -> float:
@@ -60,7 +55,7 @@ def bytes_read(case: Case, itemsize: int) -> float:
     kept = retention(case.attention)
     numbers = sum(map(kept.numbers, case.sequences or (case.length,)))
     if case.layer is not None:
-        numbers += sum(map(math.prod, case.layer.parameter_shapes().values()))
+        numbers += case.layer.parameters
     return float(numbers * itemsize)
 
 

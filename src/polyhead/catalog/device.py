@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -14,11 +15,9 @@ from typing import Any
 from polyhead.errors import CheckpointError, SpecError
 
 SCHEMA = 1
+_NEEDED = frozenset({"name", "title", "memory", "date"})
 FORMATS = ("float32", "bf16", "fp16", "fp8", "int8")
 """Formats in which a device may multiply."""
-
-SHARES = ("product", "read")
-"""What `Device.shares` may name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,6 @@ class Device:
         bandwidth: Bytes that it reads from there in a second. None: not known.
         rates: Operations a second in products of dense matrices, by format; a format that is missing is one that it
             lacks, or whose rate its maker does not publish.
-        shares: The parts of ``rates`` (``"product"``) and of ``bandwidth`` (``"read"``) that kernels here reach, where
-            that was measured.
         sources: For each figure, where it comes from.
         date: When that was published or measured.
     """
@@ -47,7 +44,6 @@ class Device:
     memory: int
     bandwidth: float | None = None
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
-    shares: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     date: str
 
@@ -56,13 +52,14 @@ class Device:
         if self.bandwidth is not None:
             figures["bandwidth"] = self.bandwidth
         figures |= {f"rates[{name!r}]": rate for name, rate in self.rates.items()}
-        figures |= {f"shares[{name!r}]": share for name, share in self.shares.items()}
         for name, figure in figures.items():
             if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
                 raise SpecError(f"{name}={figure!r} is no number above 0; give bytes, bytes or operations a second")
-        for what, allowed in (("rates", FORMATS), ("shares", SHARES)):
-            if unknown := sorted(set(getattr(self, what)) - set(allowed)):
-                raise SpecError(f"{what} names {unknown[0]!r}; it may name {', '.join(allowed)}")
+        if unknown := sorted(set(self.rates) - set(FORMATS)):
+            raise SpecError(f"rates names {unknown[0]!r}; it may name {', '.join(FORMATS)}")
+        for name in ("name", "title", "date"):
+            if not isinstance(getattr(self, name), str):
+                raise SpecError(f"{name}={getattr(self, name)!r} is no text")
 
     def rate(self, precision: str) -> float:
         """Return operations a second in a format.
@@ -77,8 +74,8 @@ class Device:
             SpecError: If the device has none; the message says which it has.
         """
         if precision not in self.rates:
-            known = ", ".join(self.rates) or "of none; polyhead calibrate measures this machine's"
-            raise SpecError(f"{self.title}: no rate is known for {precision}, but for {known}")
+            known = f"but for {', '.join(self.rates)}" if self.rates else "nor for any other format"
+            raise SpecError(f"{self.title}: no rate is known for {precision}, {known}")
         return self.rates[precision]
 
     def to_json(self) -> str:
@@ -102,13 +99,10 @@ def read_device(path: str | os.PathLike[str]) -> Device:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: this is no file of a device: {error}") from None
-    names = {field.name: field.default is field.default_factory for field in dataclasses.fields(Device)}
+    names = [field.name for field in dataclasses.fields(Device)]
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
-        raise CheckpointError(f'{path}: it lacks "schema": {SCHEMA}; polyhead calibrate writes such a file')
-    missing, unknown = (
-        sorted(n for n, needed in names.items() if needed and n not in data),
-        sorted(data.keys() - names),
-    )
+        raise CheckpointError(f'{path}: it lacks "schema": {SCHEMA}; Device.to_json() writes what is read here')
+    missing, unknown = sorted(_NEEDED - data.keys()), sorted(data.keys() - set(names))
     if missing or unknown:
         what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which no device has"
         raise CheckpointError(f"{path}: it {what}; a device has {', '.join(names)}")
@@ -126,7 +120,7 @@ def this_machine() -> Device:
         title=f"this machine, {_processor()}",
         memory=memory,
         sources={"memory": "the operating system"},
-        date="now",
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,8 +74,8 @@ class Model:
         Raises:
             SpecError: If a layer has something that the new attention cannot have, such as norms of keys.
         """
-        layers = tuple(_with(layer, attention) for layer in self.layers)
-        more = sum(map(_size, layers)) - sum(map(_size, self.layers))
+        layers = tuple(dataclasses.replace(one, attention=attention, latent_norm=None) for one in self.layers)
+        more = sum(one.parameters for one in layers) - sum(one.parameters for one in self.layers)
         counted = "the published model's, with the numbers of another attention in place of its own"
         return dataclasses.replace(
             self,
@@ -85,11 +84,3 @@ class Model:
             active_parameters=self.active_parameters + more,
             sources={**self.sources, "layers": "given", "parameters": counted},
         )
-
-
-def _with(layer: LayerSpec, attention: AttentionSpec) -> LayerSpec:
-    return dataclasses.replace(layer, attention=attention, latent_norm=None)
-
-
-def _size(layer: LayerSpec) -> int:
-    return sum(map(math.prod, layer.parameter_shapes().values()))

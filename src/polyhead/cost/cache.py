@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from polyhead.cost.precision import BITS, Precision, precision_of, wide_bits
+from polyhead.cost.precision import BITS, Precision, precision_of
 from polyhead.errors import SpecError
 from polyhead.spec import AttentionSpec, Grouped, Latent, LayerSpec, Retention, Rotary, retention
 from polyhead.spec.choice import as_int
@@ -87,18 +87,18 @@ def cache_bytes(
     if max_seq_len is not None and max_seq_len < length:
         raise SpecError(f"max_seq_len={max_seq_len} is below length={length}; give at least that")
     stored, engine = precision_of(precision).cache, engine or Engine()
-    ideal = reserved = allocated = 0.0
+    ideal = reserved = allocated = 0
     for layer in layers:
         kept = retention(layer.attention, layer.source)
         tokens = context_length if kept.kind == "context" else length
         one = _bytes_of_number(kept, stored)
-        ideal += _whole(kept.numbers(tokens) * one)
-        reserved += _whole(_reserved(kept, tokens, engine) * one)
-        allocated += _whole(_allocated(kept, tokens, max_seq_len) * one)
+        ideal += math.ceil(kept.numbers(tokens) * one)
+        reserved += math.ceil(_reserved(kept, tokens, engine) * one)
+        allocated += math.ceil(_allocated(kept, tokens, max_seq_len) * one)
     return CacheBytes(
-        ideal=int(batch * ideal),
-        reserved=int(batch * reserved),
-        allocated=int(batch * allocated) if stored in OURS else None,
+        ideal=batch * ideal,
+        reserved=batch * reserved,
+        allocated=batch * allocated if stored in OURS else None,
     )
 
 
@@ -124,7 +124,7 @@ def expanded(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _bytes_of_number(kept: Retention, stored: str) -> float:
-    return (wide_bits([stored]) if kept.kind == "state" else BITS[stored]) / 8
+    return (max(BITS["float32"], BITS[stored]) if kept.kind == "state" else BITS[stored]) / 8
 
 
 def _reserved(kept: Retention, tokens: int, engine: Engine) -> int:
@@ -143,7 +143,3 @@ def _allocated(kept: Retention, tokens: int, max_seq_len: int | None) -> int:
     if max_seq_len is not None:
         return kept.row * max_seq_len
     return kept.row * (max(tokens, SMALLEST) if tokens else 0)
-
-
-def _whole(count: float) -> int:
-    return math.ceil(count)

@@ -162,7 +162,7 @@ def decode_work(
 
 
 def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", devices: int = 1) -> Seconds:
-    """Return how long work takes at least, on a device's peak rates or on the shares of them that were measured.
+    """Return how long work takes at least, at a device's own rates.
 
     Args:
         work: The work, split evenly between the devices; what they say to each other takes no time here.
@@ -177,10 +177,9 @@ def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", 
         SpecError: If the device's bandwidth, or its rate in that format, is not known.
     """
     if device.bandwidth is None:
-        raise SpecError(f"{device.title}: its bandwidth is not known; polyhead calibrate measures this machine's")
-    rate = device.rate(precision_of(precision).activations) * device.shares.get("product", 1.0)
-    read = device.bandwidth * device.shares.get("read", 1.0)
-    return Seconds(computing=work.executed / rate / devices, moving=work.moved / read / devices)
+        raise SpecError(f"{device.title}: its bandwidth is not known; give a device that has one")
+    rate = device.rate(precision_of(precision).activations)
+    return Seconds(computing=work.executed / rate / devices, moving=work.moved / device.bandwidth / devices)
 
 
 def _share(layer: LayerSpec, devices: int) -> float:
@@ -213,9 +212,7 @@ def _outside_attention(model: Model, tokens: int, batch: int, formats: Precision
     """
     table = model.vocab_size * model.embed_dim
     layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
-    attention = sum(
-        times * sum(map(math.prod, layer.parameter_shapes().values())) for layer, times in _alike(layers).items()
-    )
+    attention = sum(times * layer.parameters for layer, times in _alike(layers).items())
     tables = table if model.tied_embeddings else 2 * table
     fed = model.active_parameters - attention - tables
     operations = 2.0 * batch * (tokens * fed + table)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from polyhead.cost.cache import cache_bytes
 from polyhead.cost.pairs import allowed_pairs, computed_pairs
-from polyhead.cost.precision import BITS, Precision, precision_of
+from polyhead.cost.precision import Precision, precision_of
 from polyhead.errors import SpecError
 from polyhead.spec import AttentionSpec, Latent, LayerSpec, Linear, retention
 from polyhead.spec.choice import as_int
@@ -97,9 +98,7 @@ def prefill(
     return Work(
         useful=projected + useful,
         executed=projected + executed,
-        moved=_weights(layer, formats)
-        + formats.bytes_of("activations", batch * made)
-        + _kept(layer, source, batch, formats),
+        moved=_moved(layer, made, tokens, batch, context_length, formats),
         temporary=formats.bytes_of("activations", batch * largest),
     )
 
@@ -152,9 +151,7 @@ def decode_step(
     return Work(
         useful=projected + useful,
         executed=projected + executed,
-        moved=_weights(layer, formats)
-        + formats.bytes_of("activations", batch * made)
-        + _kept(layer, source, batch, formats),
+        moved=_moved(layer, made, length, batch, context_length, formats),
         temporary=SCORE_BYTES * batch * scores,
     )
 
@@ -240,18 +237,14 @@ def _matrices(layer: LayerSpec, names: tuple[str, ...]) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") in names)
 
 
-def _weights(layer: LayerSpec, formats: Precision) -> int:
-    return formats.bytes_of("weights", sum(map(math.prod, layer.parameter_shapes().values())))
-
-
-def _kept(layer: LayerSpec, source: int, batch: int, formats: Precision) -> int:
-    """Return the bytes of what a cache keeps of some keys, written once or read once; 0 where there is none."""
+def _moved(layer: LayerSpec, made: int, length: int, batch: int, context_length: int, formats: Precision) -> float:
+    """Return the bytes of weights, of activations, and of what a cache keeps, written or read once, if there is one."""
+    weights, activations = formats.bytes_of("weights", layer.parameters), formats.bytes_of("activations", batch * made)
     try:
-        kept = retention(layer.attention, layer.source)
-    except SpecError:
-        return 0
-    bits = max(32, BITS[formats.cache]) if kept.kind == "state" else BITS[formats.cache]
-    return math.ceil(batch * kept.numbers(source) * bits / 8)
+        kept = cache_bytes([layer], length, batch=batch, precision=formats, context_length=context_length).ideal
+    except SpecError:  # queries see later keys
+        kept = 0
+    return float(weights + activations + kept)
 
 
 def _activations(layer: LayerSpec, queries: int, keys: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 from polyhead.errors import SpecError, unknown_name
 
@@ -80,8 +79,3 @@ class Precision:
 def precision_of(given: Precision | str) -> Precision:
     """Return a precision, read from text if need be."""
     return given if isinstance(given, Precision) else Precision.parse(given)
-
-
-def wide_bits(formats: Iterable[str]) -> int:
-    """Return the bits of sums over numbers of some formats: at least those of float32."""
-    return max(32, *(BITS[name] for name in formats))

@@ -24,24 +24,27 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
     Returns:
         ``[batch, tokens, out_features]``.
     """
-    if not _is_single_row(linear, x):
+    parts = _parts(linear, x)
+    if parts == 1:
         output: Tensor = linear(x)
         return output
     assert isinstance(linear, nn.Linear)
-    parts = math.gcd(torch.get_num_threads(), linear.out_features)
     weights = linear.weight.view(parts, -1, linear.in_features)
     row = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), weights.mT).view(*x.shape[:-1], -1)
     return row if linear.bias is None else row + linear.bias
 
 
-def _is_single_row(linear: nn.Module, x: Tensor) -> bool:
+def _parts(linear: nn.Module, x: Tensor) -> int:
+    """Return into how many products of a single row a projection is cut; 1 where it is left to the module."""
     if x.numel() != x.shape[-1] or x.device != _CPU or x.dtype != torch.float32 or torch.is_grad_enabled():
-        return False
+        return 1
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        return False
+        return 1
     weight = linear.weight
     if weight.dtype != torch.float32 or weight.device != _CPU or type(weight) is not nn.Parameter:
-        return False
+        return 1
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    return _HAS_MKL and weight.numel() >= FEWEST_WEIGHTS and torch.get_num_threads() > 1
+        return 1
+    if not _HAS_MKL or weight.numel() < FEWEST_WEIGHTS:
+        return 1
+    return math.gcd(torch.get_num_threads(), linear.out_features)

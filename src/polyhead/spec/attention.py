@@ -270,6 +270,11 @@ class LayerSpec(Choice):
             )
         return spec
 
+    @property
+    def parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(map(math.prod, self.parameter_shapes().values()))
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every learned tensor of the layer, by the name that it has in the layer's state dict.
 
