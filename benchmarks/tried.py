@@ -178,8 +178,9 @@ def measured(trial: Trial) -> Iterator[dict[str, Any]]:
         }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
+def table(record: dict[str, Any]) -> str:
+    """Return a record as a Markdown table."""
+    rows = record["rows"]
     cells = [("what", "tokens", "direction", "kept", "tried", "time / kept"), ("---",) * 6]
     cells += [(r["what"], f"{r['tokens']:,}", r["direction"], r["kept"], r["tried"], f"{r['ratio']:.2f}") for r in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
@@ -192,8 +193,8 @@ def main() -> None:
         sys.stderr.write(f"{trial.what}, {trial.length:,} tokens\n")
         rows += measured(trial)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    text = json.dumps({**HEADER, "machine": machine, "rows": rows}, indent=2) if "--json" in sys.argv else table(rows)
-    sys.stdout.write(text + "\n")
+    record = {**HEADER, "machine": machine, "rows": rows}
+    sys.stdout.write((json.dumps(record, indent=2) if "--json" in sys.argv else table(record)) + "\n")
 
 
 if __name__ == "__main__":

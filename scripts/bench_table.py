@@ -1,7 +1,7 @@
 """What was measured, as a Markdown table: ``python scripts/bench_table.py window window-first``.
 
-Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried`` instead prints
-the record of ``benchmarks/tried.py``.
+Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried`` and
+``token_parts`` instead print the record of the script of that name.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from pathlib import Path
 from polyhead.bench.records import Line, Record, lines_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-TRIED = BENCHMARKS / "results" / "tried.json"
+SCRIPTS = ("tried", "token_parts")
+"""Scripts that have a record and a table of their own."""
+
 HEADER = ("case", "tokens", "ours, ms", "of the ceiling", "beside", "ours / it", "meant to be")
 
 
 def table(names: Sequence[str]) -> str:
-    """Return the table of some cases, or of what was tried."""
-    if list(names) == ["tried"]:
-        rows = json.loads(TRIED.read_text(encoding="utf-8"))["rows"]
-        tried: str = runpy.run_path(str(BENCHMARKS / "tried.py"))["table"](rows)
-        return tried
+    """Return the table of some cases, or of a script's record."""
+    if len(names) == 1 and names[0] in SCRIPTS:
+        record = json.loads((BENCHMARKS / "results" / f"{names[0]}.json").read_text(encoding="utf-8"))
+        own: str = runpy.run_path(str(BENCHMARKS / f"{names[0]}.py"))["table"](record)
+        return own
     lines = [HEADER, ("---",) * len(HEADER), *(cells(line) for name in names for line in measured(name))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

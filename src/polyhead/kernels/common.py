@@ -136,8 +136,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Turn autocast off: its dtype has been given to the inputs, and sums are not to be made in it."""
-    if not torch.amp.is_autocast_available(device):  # the meta device has none
+    """Turn autocast off where it is on: its dtype has been given to the inputs, and sums are not to be made in it."""
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # meta has none
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
 

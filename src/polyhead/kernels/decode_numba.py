@@ -39,8 +39,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 EIGHT = 8
 """Numbers that the loops take at once."""
 
-PATIENCE = 0.5
-"""Seconds after which a line says that something is being compiled."""
+PATIENCE = 1.5
+"""Seconds after which a line says that something is being compiled; reading what is on disk takes less."""
 
 ROWS = 4
 """Rows that the loops compute together."""
