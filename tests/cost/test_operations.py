@@ -107,8 +107,21 @@ def test_bytes_of_a_window_stop_growing() -> None:
 
 
 def test_layers_add_up() -> None:
-    one, other = Work(useful=1, executed=2, moved=3, temporary=4), Work(useful=10, executed=20, moved=30, temporary=3)
-    assert one + other == Work(useful=11, executed=22, moved=33, temporary=4)
+    one = Work(useful=1, executed=2, moved=3, temporary=4, attending=5, cached=6, layers=1)
+    other = Work(useful=10, executed=20, moved=30, temporary=3, attending=50, cached=60, layers=2)
+    assert one + other == Work(useful=11, executed=22, moved=33, temporary=4, attending=55, cached=66, layers=3)
+    assert 3 * one == Work(useful=3, executed=6, moved=9, temporary=4, attending=15, cached=18, layers=3)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_attentions_own_is_a_part(name: str) -> None:
+    spec = layer(name, pattern=ph.Causal())
+    for work in (prefill(spec, 96), decode_step(spec, 96), training_step(spec, 96)):
+        assert 0 < work.attending < work.executed
+        assert 0 < work.cached < work.moved
+    assert prefill(spec, 192).executed - prefill(spec, 192).attending == 2 * (
+        prefill(spec, 96).executed - prefill(spec, 96).attending
+    )
 
 
 @settings(max_examples=60)

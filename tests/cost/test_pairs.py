@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import polyhead as ph
 from polyhead.cost import allowed_pairs, computed_pairs
@@ -53,6 +53,19 @@ def test_so_are_those_of_any_pattern(pattern: ph.Band, q_len: int, more: int) ->
     expected = one_by_one(pattern, q_len, q_len + more)
     assert allowed_pairs(spec_of(pattern), q_len, q_len + more) == expected
     assert expected <= computed_pairs(spec_of(pattern), q_len, q_len + more) <= q_len * (q_len + more)
+
+
+@settings(max_examples=60)
+@given(strategies.any_patterns(1), st.integers(1, 900), st.integers(0, 300))
+def test_blocks_that_look_alike_are_counted_once(pattern: ph.Band, q_len: int, past: int) -> None:
+    """At lengths of many blocks, where a pattern's repetition is made use of."""
+    assert allowed_pairs(spec_of(pattern), q_len, q_len + past) == one_by_one(pattern, q_len, q_len + past)
+    ends = [min(start + QUERY_BLOCK, q_len + past) for start in range(past, q_len + past, QUERY_BLOCK)]
+    computed = 0
+    for start, end in zip([past, *ends], ends, strict=False):
+        ranges = pattern.key_ranges(start, end, kv_len=q_len + past, head=0)
+        computed += (end - start) * sum(part.stop - part.start for part in ranges)
+    assert computed_pairs(spec_of(pattern), q_len, q_len + past) == computed
 
 
 def test_heads_that_differ_are_counted_each() -> None:

@@ -19,6 +19,10 @@ _NEEDED = frozenset({"name", "title", "memory", "date"})
 FORMATS = ("float32", "bf16", "fp16", "fp8", "int8")
 """Formats in which a device may multiply."""
 
+SHARES = ("products", "pairs", "weights", "cache")
+"""What is reached of a rate: by a prompt's products with weights and its pairs, of the rates at which the device
+multiplies; by a token's reading of weights and cache, of its bandwidth."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
@@ -35,6 +39,9 @@ class Device:
         bandwidth: Bytes that it reads from there in a second. None: not known.
         rates: Operations a second in products of dense matrices, by format; a format that is missing is one that it
             lacks, or whose rate its maker does not publish.
+        reached: For some of `SHARES`, which part of these rates polyhead reaches there, as `polyhead calibrate`
+            measured it; 1 where it says nothing, so that times are the least possible.
+        layer_seconds: Seconds that a layer takes for a token however small it is.
         sources: For each figure, where it comes from.
         date: When that was published or measured.
     """
@@ -44,6 +51,8 @@ class Device:
     memory: int
     bandwidth: float | None = None
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    reached: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    layer_seconds: float = 0.0
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     date: str
 
@@ -51,15 +60,25 @@ class Device:
         figures: dict[str, Any] = {"memory": self.memory}
         if self.bandwidth is not None:
             figures["bandwidth"] = self.bandwidth
-        figures |= {f"rates[{name!r}]": rate for name, rate in self.rates.items()}
+        if self.layer_seconds != 0:
+            figures["layer_seconds"] = self.layer_seconds
+        for kind in ("rates", "reached"):
+            figures |= {f"{kind}[{name!r}]": rate for name, rate in getattr(self, kind).items()}
         for name, figure in figures.items():
             if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
-                raise SpecError(f"{name}={figure!r} is no number above 0; give bytes, bytes or operations a second")
-        if unknown := sorted(set(self.rates) - set(FORMATS)):
-            raise SpecError(f"rates names {unknown[0]!r}; it may name {', '.join(FORMATS)}")
+                raise SpecError(
+                    f"{name}={figure!r} is no number above 0; give bytes, bytes or operations a second, parts, or seconds"
+                )
+        for name, allowed in (("rates", FORMATS), ("reached", SHARES)):
+            if unknown := sorted(set(getattr(self, name)) - set(allowed)):
+                raise SpecError(f"{name} names {unknown[0]!r}; it may name {', '.join(allowed)}")
         for name in ("name", "title", "date"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"{name}={getattr(self, name)!r} is no text")
+
+    def share(self, part: str) -> float:
+        """Return which part of a rate is reached, one of `SHARES`; 1 where that was not measured."""
+        return self.reached.get(part, 1.0)
 
     def rate(self, precision: str) -> float:
         """Return operations a second in a format.

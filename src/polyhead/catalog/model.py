@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from polyhead.spec import AttentionSpec, LayerSpec
@@ -58,6 +58,11 @@ class Model:
     config: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
     sources: Mapping[str, str] = dataclasses.field(repr=False, hash=False)
 
+    def __post_init__(self) -> None:
+        one_of: dict[LayerSpec, LayerSpec] = {}
+        for name in ("layers", "encoder_layers", "cross_layers"):  # equal layers are one object, which `alike` sees
+            object.__setattr__(self, name, tuple(one_of.setdefault(layer, layer) for layer in getattr(self, name)))
+
     def with_attention(self, attention: AttentionSpec) -> Model:
         """Return this model as it would be with another attention in every layer of its stack.
 
@@ -74,13 +79,52 @@ class Model:
         Raises:
             SpecError: If a layer has something that the new attention cannot have, such as norms of keys.
         """
-        layers = tuple(dataclasses.replace(one, attention=attention, latent_norm=None) for one in self.layers)
-        more = sum(one.parameters for one in layers) - sum(one.parameters for one in self.layers)
+        return self.with_layers(
+            tuple(dataclasses.replace(one, attention=attention, latent_norm=None) for one in self.layers)
+        )
+
+    def with_layers(
+        self,
+        layers: tuple[LayerSpec, ...],
+        *,
+        encoder_layers: tuple[LayerSpec, ...] | None = None,
+        cross_layers: tuple[LayerSpec, ...] | None = None,
+    ) -> Model:
+        """Return this model as it would be with other layers.
+
+        Args:
+            layers: Those of its stack.
+            encoder_layers: The encoder's. None: they stay.
+            cross_layers: The attention to the encoder. None: it stays.
+
+        Returns:
+            A model with as many other parameters as before, and these layers'.
+        """
+        encoder = self.encoder_layers if encoder_layers is None else encoder_layers
+        cross = self.cross_layers if cross_layers is None else cross_layers
+        more = _parameters(layers, encoder, cross) - _parameters(self.layers, self.encoder_layers, self.cross_layers)
         counted = "the published model's, with the numbers of another attention in place of its own"
         return dataclasses.replace(
             self,
             layers=layers,
+            encoder_layers=encoder,
+            cross_layers=cross,
             parameters=self.parameters + more,
             active_parameters=self.active_parameters + more,
             sources={**self.sources, "layers": "given", "parameters": counted},
         )
+
+
+def alike(layers: Iterable[LayerSpec]) -> dict[LayerSpec, int]:
+    """Return each different layer with how often it is there: most of a model's are the same, and one object."""
+    objects: dict[int, tuple[LayerSpec, int]] = {}
+    for layer in layers:  # by identity first, since telling whether two specs are equal takes longer
+        objects[id(layer)] = layer, objects.get(id(layer), (layer, 0))[1] + 1
+    counts: dict[LayerSpec, int] = {}
+    for layer, times in objects.values():
+        counts[layer] = counts.get(layer, 0) + times
+    return counts
+
+
+def _parameters(*stacks: tuple[LayerSpec, ...]) -> int:
+    return sum(times * layer.parameters for stack in stacks for layer, times in alike(stack).items())

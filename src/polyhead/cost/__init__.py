@@ -1,7 +1,16 @@
 """What a mechanism costs: arithmetic on a spec, from the same data that runs. Nothing here imports torch."""
 
 from polyhead.cost.cache import CacheBytes, Engine, cache_bytes, expanded
-from polyhead.cost.model import Memory, Seconds, decode_work, memory, prefill_work, seconds
+from polyhead.cost.model import (
+    Memory,
+    Seconds,
+    decode_work,
+    memory,
+    prefill_work,
+    seconds,
+    training_memory,
+    training_work,
+)
 from polyhead.cost.operations import Work, attended, decode_step, prefill, training_step
 from polyhead.cost.pairs import allowed_pairs, computed_pairs
 from polyhead.cost.precision import BITS, Precision
@@ -25,5 +34,7 @@ __all__ = [
     "prefill",
     "prefill_work",
     "seconds",
+    "training_memory",
     "training_step",
+    "training_work",
 ]

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Iterable
 
 from polyhead.catalog import Device, Model
+from polyhead.catalog.model import alike
 from polyhead.cost.cache import CacheBytes, Engine, cache_bytes
-from polyhead.cost.operations import Work, decode_step, prefill
+from polyhead.cost.operations import Work, activations, decode_step, prefill, training_step
 from polyhead.cost.precision import Precision, precision_of
 from polyhead.errors import SpecError
 from polyhead.spec import Latent, LayerSpec
@@ -37,24 +38,28 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """How long work takes where multiplying and reading overlap: as long as the longer of the two.
+    """How long work takes where multiplying and reading overlap: as long as the longer of the two, and what is fixed.
 
     Attributes:
-        computing: Seconds of its operations at the device's rate.
-        moving: Seconds of its bytes at the device's bandwidth.
+        computing: Seconds of its operations at the device's rates.
+        moving: Seconds of its bytes at the device's rates of reading.
+        fixed: Seconds that its layers take whatever their sizes.
     """
 
     computing: float
     moving: float
+    fixed: float = 0.0
 
     @property
     def total(self) -> float:
-        """The longer of the two."""
-        return max(self.computing, self.moving)
+        """The longer of the first two, and the third."""
+        return max(self.computing, self.moving) + self.fixed
 
     @property
     def bound(self) -> str:
-        """What binds: ``"compute"`` or ``"bandwidth"``."""
+        """What binds: ``"compute"``, ``"bandwidth"`` or ``"steps"``, which many small layers are."""
+        if self.fixed > max(self.computing, self.moving):
+            return "steps"
         return "compute" if self.computing > self.moving else "bandwidth"
 
 
@@ -90,7 +95,7 @@ def memory(
     as_int("devices", devices, at_least=1)
     formats = precision_of(precision)
     kept = CacheBytes(ideal=0, reserved=0, allocated=0)
-    for layer, times in _alike((*model.layers, *model.cross_layers)).items():
+    for layer, times in alike((*model.layers, *model.cross_layers)).items():
         share = times * _share(layer, devices)
         one = cache_bytes([layer], length, batch=batch, precision=formats, context_length=context_length, engine=engine)
         kept = CacheBytes(
@@ -135,6 +140,63 @@ def prefill_work(
     return work + _outside_attention(model, tokens, batch, precision_of(precision))
 
 
+def training_work(
+    model: Model, tokens: int, *, batch: int = 1, precision: Precision | str = "bf16", context_length: int = 0
+) -> Work:
+    """Count what a model does for a training step, forward and backward; arguments as those of `prefill_work`.
+
+    Of every token the vocabulary's scores are made. Each product takes two more backward.
+    """
+
+    def of(layer: LayerSpec) -> Work:
+        return training_step(layer, tokens, batch=batch, context_length=context_length, precision=precision)
+
+    work = _summed(of, (*model.layers, *model.cross_layers))
+    if context_length:
+        work += _summed(
+            lambda layer: training_step(layer, context_length, batch=batch, precision=precision), model.encoder_layers
+        )
+    return work + 3 * _outside_attention(model, tokens, batch, precision_of(precision), scored=tokens)
+
+
+def training_memory(
+    model: Model, tokens: int, *, batch: int = 1, precision: Precision | str = "bf16", devices: int = 1
+) -> Memory:
+    """Count the bytes of a training step with Adam, everything split evenly between devices.
+
+    Weights are those and, for each, a gradient in the same format, two moments in float32 and, where the format is
+    narrower, a copy in float32. What is kept for the way back is each layer's input, from which one layer after the
+    other is computed again, what that layer makes, and the vocabulary's scores in float32.
+
+    Args:
+        model: The model.
+        tokens: Tokens of each sequence.
+        batch: Number of sequences.
+        precision: The formats; ``weights`` and ``activations`` are read.
+        devices: Number of devices.
+
+    Returns:
+        The bytes; of a cache there are none.
+    """
+    as_int("tokens", tokens, at_least=1)
+    as_int("batch", batch, at_least=1)
+    as_int("devices", devices, at_least=1)
+    formats = precision_of(precision)
+    own = formats.bytes_of("weights", model.parameters)
+    copies = model.parameters * (8 + (4 if own < 4 * model.parameters else 0))
+    stack = (*model.layers, *model.cross_layers, *model.encoder_layers)
+    fed = model.active_parameters - sum(times * layer.parameters for layer, times in alike(stack).items())
+    widths = max(0, fed) / len(stack) / model.embed_dim  # of what the feed-forward layer of one makes
+    inside = max(activations(layer, tokens, tokens)[0] for layer in alike(stack))
+    kept = batch * (len(stack) * tokens * model.embed_dim + inside + tokens * widths)
+    scores = 4 * batch * tokens * model.vocab_size
+    return Memory(
+        weights=math.ceil((2 * own + copies) / devices),
+        cache=CacheBytes(ideal=0, reserved=0, allocated=None),
+        temporary=math.ceil((formats.bytes_of("activations", kept) + scores) / devices),
+    )
+
+
 def decode_work(
     model: Model, length: int, *, batch: int = 1, precision: Precision | str = "bf16", context_length: int = 0
 ) -> Work:
@@ -162,7 +224,7 @@ def decode_work(
 
 
 def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", devices: int = 1) -> Seconds:
-    """Return how long work takes at least, at a device's own rates.
+    """Return how long work takes: at least, at a device's published rates, or about, at shares that were measured.
 
     Args:
         work: The work, split evenly between the devices; what they say to each other takes no time here.
@@ -178,8 +240,13 @@ def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", 
     """
     if device.bandwidth is None:
         raise SpecError(f"{device.title}: its bandwidth is not known; give a device that has one")
-    rate = device.rate(precision_of(precision).activations)
-    return Seconds(computing=work.executed / rate / devices, moving=work.moved / device.bandwidth / devices)
+    rate, share = device.rate(precision_of(precision).activations), device.share
+    products, around = work.executed - work.attending, work.moved - work.cached
+    return Seconds(
+        computing=(products / share("products") + work.attending / share("pairs")) / rate / devices,
+        moving=(around / share("weights") + work.cached / share("cache")) / device.bandwidth / devices,
+        fixed=work.layers * device.layer_seconds,
+    )
 
 
 def _share(layer: LayerSpec, devices: int) -> float:
@@ -192,30 +259,22 @@ def _share(layer: LayerSpec, devices: int) -> float:
     return math.ceil(spec.num_kv_heads / devices) / spec.num_kv_heads
 
 
-def _alike(layers: Iterable[LayerSpec]) -> dict[LayerSpec, int]:
-    """Return each different layer with how often it is there: most of a model's are the same."""
-    counts: dict[LayerSpec, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + 1
-    return counts
-
-
 def _summed(of: Callable[[LayerSpec], Work], layers: Iterable[LayerSpec]) -> Work:
-    return sum((times * of(layer) for layer, times in _alike(layers).items()), Work())
+    return sum((times * of(layer) for layer, times in alike(layers).items()), Work())
 
 
-def _outside_attention(model: Model, tokens: int, batch: int, formats: Precision) -> Work:
-    """Count what is no attention: feed-forward layers and the output, whose table is read for the last token alone.
+def _outside_attention(model: Model, tokens: int, batch: int, formats: Precision, *, scored: int = 1) -> Work:
+    """Count what is no attention: feed-forward layers, and the output's table for the tokens that are ``scored``.
 
     Of experts a single token reads its own, and more tokens others, at most as many as they are and at most all. A
     token's row of the embeddings is read and not multiplied.
     """
     table = model.vocab_size * model.embed_dim
     layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
-    attention = sum(times * layer.parameters for layer, times in _alike(layers).items())
+    attention = sum(times * layer.parameters for layer, times in alike(layers).items())
     tables = table if model.tied_embeddings else 2 * table
     fed = model.active_parameters - attention - tables
-    operations = 2.0 * batch * (tokens * fed + table)
+    operations = 2.0 * batch * (tokens * fed + scored * table)
     idle = model.parameters - model.active_parameters
     read = fed + min(idle, (batch * tokens - 1) * fed) + table
     return Work(useful=operations, executed=operations, moved=float(formats.bytes_of("weights", read)))

@@ -38,28 +38,33 @@ class Work:
         moved: Bytes read and written: each weight, each activation between two products, and the cache, once; what a
             kernel reads again from a processor's own caches does not count.
         temporary: Bytes of the largest tensor that is made between input and output. Of a sum of layers the largest.
+        attending: Those of ``executed`` that are attention's own and no product with weights.
+        cached: Those of ``moved`` that are a cache's.
+        layers: Number of layers that are gone through.
     """
 
     useful: float = 0.0
     executed: float = 0.0
     moved: float = 0.0
     temporary: int = 0
+    attending: float = 0.0
+    cached: float = 0.0
+    layers: int = 0
 
     def __rmul__(self, times: int) -> Work:
         return Work(
-            useful=times * self.useful,
-            executed=times * self.executed,
-            moved=times * self.moved,
             temporary=self.temporary,
+            **{name: times * getattr(self, name) for name in _ADDED},
         )
 
     def __add__(self, other: Work) -> Work:
         return Work(
-            useful=self.useful + other.useful,
-            executed=self.executed + other.executed,
-            moved=self.moved + other.moved,
             temporary=max(self.temporary, other.temporary),
+            **{name: getattr(self, name) + getattr(other, name) for name in _ADDED},
         )
+
+
+_ADDED = ("useful", "executed", "moved", "attending", "cached", "layers")
 
 
 def prefill(
@@ -94,12 +99,16 @@ def prefill(
         executed = useful + batch * _pair_width(spec) * spec.num_heads * in_chunks
     else:
         executed = float(batch * _pair_width(spec) * _blocks(layer, tokens, source))
-    made, largest = _activations(layer, tokens, source)
+    made, largest = activations(layer, tokens, source)
+    kept = _kept(layer, tokens, batch, context_length, formats)
     return Work(
         useful=projected + useful,
         executed=projected + executed,
-        moved=_moved(layer, made, tokens, batch, context_length, formats),
+        moved=_around(layer, made, batch, formats) + kept,
         temporary=formats.bytes_of("activations", batch * largest),
+        attending=executed,
+        cached=kept,
+        layers=1,
     )
 
 
@@ -145,14 +154,18 @@ def decode_step(
     else:
         useful = float(batch * attended(spec, queries, source, cross=not is_self))
         executed = float(batch * _blocks(layer, queries, source) * _pair_width(spec, absorbed=True))
-    made, _ = _activations(layer, queries, new_keys)
+    made, _ = activations(layer, queries, new_keys)
     seen = min(source, int(kept.reach.size())) if kept.kind == "rolling" else source
     scores = 0 if kept.kind == "state" else spec.num_heads * spec.num_maps * queries * seen
+    cached = _kept(layer, length, batch, context_length, formats)
     return Work(
         useful=projected + useful,
         executed=projected + executed,
-        moved=_moved(layer, made, length, batch, context_length, formats),
+        moved=_around(layer, made, batch, formats) + cached,
         temporary=SCORE_BYTES * batch * scores,
+        attending=executed,
+        cached=cached,
+        layers=1,
     )
 
 
@@ -169,12 +182,8 @@ def training_step(
     again = 0.0
     if not isinstance(layer.attention.weighting, Linear):
         again = RECOMPUTED * batch * _pair_width(layer.attention) * _blocks(layer, tokens, source)
-    return Work(
-        useful=3 * forward.useful,
-        executed=3 * forward.executed + again,
-        moved=3 * forward.moved,
-        temporary=forward.temporary,
-    )
+    more = Work(executed=again, attending=again)
+    return 3 * forward + more
 
 
 def attended(spec: AttentionSpec, q_len: int, kv_len: int, *, cross: bool = False) -> int:
@@ -237,18 +246,31 @@ def _matrices(layer: LayerSpec, names: tuple[str, ...]) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") in names)
 
 
-def _moved(layer: LayerSpec, made: int, length: int, batch: int, context_length: int, formats: Precision) -> float:
-    """Return the bytes of weights, of activations, and of what a cache keeps, written or read once, if there is one."""
-    weights, activations = formats.bytes_of("weights", layer.parameters), formats.bytes_of("activations", batch * made)
+def _around(layer: LayerSpec, made: int, batch: int, formats: Precision) -> float:
+    """Return the bytes of weights and activations."""
+    return float(formats.bytes_of("weights", layer.parameters) + formats.bytes_of("activations", batch * made))
+
+
+def _kept(layer: LayerSpec, length: int, batch: int, context_length: int, formats: Precision) -> float:
+    """Return the bytes of what a cache keeps, written or read once; 0 where there is none, see `retention`."""
     try:
-        kept = cache_bytes([layer], length, batch=batch, precision=formats, context_length=context_length).ideal
+        found = cache_bytes([layer], length, batch=batch, precision=formats, context_length=context_length)
     except SpecError:  # queries see later keys
-        kept = 0
-    return float(weights + activations + kept)
+        return 0.0
+    return float(found.ideal)
 
 
-def _activations(layer: LayerSpec, queries: int, keys: int) -> tuple[int, int]:
-    """Return how many numbers of one sequence lie between products, written and read, and the largest tensor's."""
+def activations(layer: LayerSpec, queries: int, keys: int) -> tuple[int, int]:
+    """Return how many numbers of one sequence lie between products, written and read, and the largest tensor's.
+
+    Args:
+        layer: The layer.
+        queries: Number of queries.
+        keys: Number of new keys.
+
+    Returns:
+        Both.
+    """
     spec = layer.attention
     query = spec.num_heads * spec.num_maps * spec.qk_head_dim * queries
     key = spec.num_kv_heads * spec.num_maps * spec.qk_head_dim * keys

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -57,13 +59,28 @@ def pattern_pairs(pattern: Pattern, q_len: int, kv_len: int, *, head: int = 0) -
         first = 0 if pattern.left is None else np.maximum(queries - pattern.left, 0)
         return int(np.sum(np.broadcast_to(last - first, q_len)))
     unit = min(pattern.unit, QUERY_BLOCK)  # the queries of a unit see the same ranges, but for a few
-    is_listed = unit == 1 and pattern.degree is not None and pattern.degree < kv_len
+    is_listed = unit == 1 and pattern.degree is not None and pattern.degree < kv_len and pattern.repeat is None
     count, step = (_in_lists, QUERY_BLOCK) if is_listed else (_in_ranges, unit if unit > 1 else QUERY_BLOCK)
+    return _summed(pattern, q_len, kv_len, lambda start, stop: count(pattern, start, stop, kv_len, head), size=step)
+
+
+def _summed(
+    pattern: Pattern, q_len: int, kv_len: int, count: Callable[[int, int], int], *, size: int, anchor: int = 0
+) -> int:
+    """Add up what blocks of the last ``q_len`` queries have; where they have the same further on, one is counted.
+
+    Blocks begin at ``anchor`` and every ``size`` queries after it, the first one where the queries begin.
+    """
     total, start = 0, kv_len - q_len
+    settled, period = math.inf, size
+    if pattern.repeat is not None and pattern.reach.left is not None and pattern.is_causal:
+        settled, period = pattern.repeat.start + pattern.reach.left, math.lcm(size, pattern.repeat.step)
     while start < kv_len:
-        stop = min(start - start % step + step, kv_len)
-        total += count(pattern, start, stop, kv_len, head)
-        start = stop
+        alike = (kv_len - start) // period if start >= settled and (start - anchor) % size == 0 else 0
+        end = start + period if alike else min(start + size - (start - anchor) % size, kv_len)
+        blocks = range(start, end, size) if alike else [start]
+        total += max(1, alike) * sum(count(block, min(block + size, end)) for block in blocks)
+        start += alike * period if alike else end - start
     return total
 
 
@@ -107,9 +124,8 @@ def computed_pairs(spec: AttentionSpec, q_len: int, kv_len: int) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _computed(pattern: Pattern, q_len: int, kv_len: int, *, head: int) -> int:
-    count = 0
-    for start in range(kv_len - q_len, kv_len, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, kv_len)
+    def count(start: int, stop: int) -> int:
         ranges = pattern.key_ranges(start, stop, kv_len=kv_len, head=head)
-        count += (stop - start) * sum(part.stop - part.start for part in ranges)
-    return count
+        return (stop - start) * sum(part.stop - part.start for part in ranges)
+
+    return _summed(pattern, q_len, kv_len, count, size=QUERY_BLOCK, anchor=kv_len - q_len)
