@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
     )
     from polyhead.kernels.select import explain as explain
+    from polyhead.planner import Plan as Plan, plan as plan
     from polyhead.spec import (
         Alibi as Alibi,
         AttentionSpec as AttentionSpec,
@@ -107,6 +108,7 @@ _HOME = {
         "UnsupportedError",
     ),
     "polyhead.kernels.select": ("explain",),
+    "polyhead.planner": ("Plan", "plan"),
     "polyhead.spec": (
         "Alibi",
         "AttentionSpec",

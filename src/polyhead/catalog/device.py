@@ -67,7 +67,7 @@ class Device:
         for name, figure in figures.items():
             if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
                 raise SpecError(
-                    f"{name}={figure!r} is no number above 0; give bytes, bytes or operations a second, parts, or seconds"
+                    f"{name}={figure!r} is no number above 0; give bytes, rates a second, shares or seconds"
                 )
         for name, allowed in (("rates", FORMATS), ("reached", SHARES)):
             if unknown := sorted(set(getattr(self, name)) - set(allowed)):
@@ -96,6 +96,15 @@ class Device:
             known = f"but for {', '.join(self.rates)}" if self.rates else "nor for any other format"
             raise SpecError(f"{self.title}: no rate is known for {precision}, {known}")
         return self.rates[precision]
+
+    def summary(self) -> str:
+        """Return what is known of it, in lines to read."""
+        lines = [self.title, f"  memory     {self.memory / 2**30:.0f} GiB"]
+        lines += [] if self.bandwidth is None else [f"  reads      {self.bandwidth / 1e9:,.1f} GB/s"]
+        lines += [f"  multiplies {rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in self.rates.items()]
+        lines += [f"  reached    {100 * share:.0f} % by {name}" for name, share in self.reached.items()]
+        lines += [f"  a layer    {1e6 * self.layer_seconds:,.0f} µs at least"] if self.layer_seconds else []
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """Return the device as JSON, as `read_device` takes it."""
@@ -131,12 +140,29 @@ def read_device(path: str | os.PathLike[str]) -> Device:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def calibrated_file() -> Path:
+    """Return where `polyhead calibrate` keeps what it measured of this machine, unless it is told another place."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "polyhead" / "this-machine.json"
+
+
 def this_machine() -> Device:
-    """Return this machine: the memory that its system names, and no rate, since none was measured."""
+    """Return this machine: the memory that its system names, and rates only if `polyhead calibrate` measured them.
+
+    Returns:
+        The device.
+
+    Raises:
+        CheckpointError: If what was measured cannot be read any more.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    title = f"this machine, {_processor()}"
+    if calibrated_file().is_file():
+        found = read_device(calibrated_file())
+        if (found.title, found.memory) == (title, memory):  # else it was measured on another one
+            return found
     return Device(
         name="this-machine",
-        title=f"this machine, {_processor()}",
+        title=title,
         memory=memory,
         sources={"memory": "the operating system"},
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

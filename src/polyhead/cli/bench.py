@@ -34,6 +34,7 @@ LEFT = {"case", "kernel", "against", "target"}
 @click.argument("cases", nargs=-1, metavar="[CASE]...")
 @click.option("--list", "listed", is_flag=True, help="List the cases and their peers, and time nothing.")
 @click.option("--decode", "decoding", is_flag=True, help="Take the set of decoding: a token after a cache.")
+@click.option("--check-plan", is_flag=True, help="Hold what polyhead plan predicts for SmolLM2 against what it takes.")
 @click.option(
     "--quick", is_flag=True, help="A first table in under 90 seconds: fewer cases, shorter inputs, no targets."
 )
@@ -54,6 +55,7 @@ def command(
     cases: tuple[str, ...],
     listed: bool,
     decoding: bool,
+    check_plan: bool,
     quick: bool,
     memory: bool,
     threads: int | None,
@@ -73,11 +75,17 @@ def command(
       polyhead bench --list
       polyhead bench --quick
       polyhead bench --decode --threads 2
+      polyhead bench --check-plan --threads 2
       polyhead bench window linear --threads 2 --plot growth.png
       polyhead bench full --memory --json full.json
     """
     from polyhead.bench.harness import Interrupted, run, selected
 
+    if check_plan:
+        if cases or listed or decoding or quick or memory or plot_path is not None:
+            raise click.UsageError("--check-plan is a set of its own; only --threads, --seconds and --json go with it")
+        _check_plan(threads, seconds, json_path)
+        return
     chosen = selected(cases or None, quick=quick, decoding=decoding)
     if listed:
         _list(chosen)
@@ -108,6 +116,27 @@ def command(
         click.echo(f"polyhead: {name} failed: {reason}", err=True)
     if record.failures:
         click.get_current_context().exit(1)
+
+
+def _check_plan(threads: int | None, seconds: float | None, json_path: Path | None) -> None:
+    """Calibrate, time SmolLM2, and print what was predicted beside what was measured."""
+    import json
+
+    from polyhead.bench.calibrate import calibrate, check_plan, table
+    from polyhead.bench.timer import computing_with
+    from polyhead.cli.common import write_file, writing
+
+    def progress(text: str) -> None:
+        click.echo(f"{text} ...", err=True)
+
+    _check_files(json_path, None)
+    with computing_with(threads):
+        record = check_plan(calibrate(progress=progress), seconds=seconds or 20.0, progress=progress)
+    if str(json_path) != "-":
+        click.echo(table(record))
+    if json_path is not None:
+        with writing("--json", json_path):
+            write_file(json_path, json.dumps(record, indent=2))
 
 
 def _check_files(json_path: Path | None, plot_path: Path | None) -> None:

@@ -17,9 +17,11 @@ COMMANDS = {
     "show": "Explain one mechanism, a model layer by layer, or a spec.",
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
+    "plan": "Say which attention fits a model, a context and a device, and why.",
     "tables": "Print what the fifteen cost, how they pull, and what they keep, at sizes of your own.",
     "generate": "Let a model go on with a text, through polyhead's attention.",
     "bench": "Time mechanisms on this machine, beside PyTorch's attention and other people's layers.",
+    "calibrate": "Measure this machine, so that plan can tell times on it.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 """Each command and its line in the help, here so that the help imports none of them."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 SCHEMA = 1
-NAMES = ("complexity", "forces", "memory")
+NAMES = ("complexity", "forces", "memory", "scenarios")
 SIGNS = {-1: "pays", 0: "", 1: "gains"}
 
 
@@ -29,8 +29,9 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
     """Print the textbook's tables, computed from the specs that run.
 
     complexity: the fifteen's operations, and how they grow. forces: who gains and who pays. memory: what each way to
-    store keeps of a token, and of a whole sequence in all layers, beside what the textbook prints. Without a NAME all
-    three.
+    store keeps of a token, and of a whole sequence in all layers, beside what the textbook prints. scenarios: which
+    stack polyhead plan finds for the textbook's eight deployments, beside its own; sizes do not change these. Without a
+    NAME all four.
 
     \b
     Examples:
@@ -40,6 +41,7 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
     """
     from polyhead.cli.common import progress
     from polyhead.cost import tables
+    from polyhead.planner.scenarios import rows as rows_of_answers
 
     shape = tables.Shape(context=tables.Shape.context if context is None else context, **sizes)
     short = tables.Shape(context=tables.COMPLEXITY_CONTEXT if context is None else context, **sizes)
@@ -47,6 +49,7 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
         "complexity": lambda: tables.complexity(short),
         "forces": tables.forces,
         "memory": lambda: tables.memory(shape),
+        "scenarios": rows_of_answers,
     }
     with progress(f"counting the pairs of {short.context:,} tokens ..."):
         rows = {name: make[name]() for name in NAMES if name in (names or NAMES)}
@@ -57,6 +60,7 @@ def command(names: tuple[str, ...], context: int | None, as_json: bool, **sizes:
         "complexity": f"attention of one layer, {short.context:,} tokens; N^ is measured against half as many",
         "forces": "against the baseline",
         "memory": _memory_note(rows.get("memory"), shape.precision),
+        "scenarios": "the best, against the next or the textbook's: its figure × what its changes must be worth",
     }
     for number, (name, found) in enumerate(rows.items()):
         click.echo(f"{chr(10) if number else ''}{name}: {notes[name]}")
@@ -112,6 +116,14 @@ _CELLS: dict[str, Cells] = {
         "8 layers": lambda row: _gib(row["book_layers_gib"]),
         "the textbook": lambda row: _gib(row["book_gib"]),
     },
+    "scenarios": {
+        "scenario": lambda row: row["name"],
+        "asked": lambda row: row["asked"],
+        "planned": lambda row: row["planned"],
+        "the textbook": lambda row: row["book"],
+        "": lambda row: "agrees" if row["agrees"] else "differs",
+        "why": lambda row: row["reason"],
+    },
 }
 
 
@@ -123,7 +135,7 @@ def _print(cells: Cells, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in cells:
         is_number = heading in {"#", "GFLOP", "of #1", "pairs seen", "a token and layer", "MHA has", "8 layers"}
-        table.add_column(heading, justify="right" if is_number else "left")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row) for cell in cells.values()))
     console().print(table)

@@ -223,7 +223,9 @@ def decode_work(
     return work + _outside_attention(model, 1, batch, precision_of(precision))
 
 
-def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", devices: int = 1) -> Seconds:
+def seconds(
+    work: Work, device: Device, *, precision: Precision | str = "bf16", devices: int = 1, copies: float = 1.0
+) -> Seconds:
     """Return how long work takes: at least, at a device's published rates, or about, at shares that were measured.
 
     Args:
@@ -231,6 +233,7 @@ def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", 
         device: The device.
         precision: The formats; ``activations`` is read.
         devices: Number of devices.
+        copies: On how many of them each part of the cache lies, and is read.
 
     Returns:
         The seconds.
@@ -244,7 +247,7 @@ def seconds(work: Work, device: Device, *, precision: Precision | str = "bf16", 
     products, around = work.executed - work.attending, work.moved - work.cached
     return Seconds(
         computing=(products / share("products") + work.attending / share("pairs")) / rate / devices,
-        moving=(around / share("weights") + work.cached / share("cache")) / device.bandwidth / devices,
+        moving=(around / share("weights") + copies * work.cached / share("cache")) / device.bandwidth / devices,
         fixed=work.layers * device.layer_seconds,
     )
 

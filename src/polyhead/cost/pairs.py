@@ -54,14 +54,52 @@ def pattern_pairs(pattern: Pattern, q_len: int, kv_len: int, *, head: int = 0) -
         The number of pairs.
     """
     if isinstance(pattern, Band):
-        queries = np.arange(kv_len - q_len, kv_len)
-        last = kv_len if pattern.right is None else np.minimum(queries + pattern.right + 1, kv_len)
-        first = 0 if pattern.left is None else np.maximum(queries - pattern.left, 0)
-        return int(np.sum(np.broadcast_to(last - first, q_len)))
+        return _of_blocks(pattern, kv_len - q_len, q_len, kv_len, size=1)
+    if (in_units := _in_units(pattern, q_len, kv_len)) is not None:
+        size = pattern.unit
+        return size**2 * pattern_pairs(in_units, q_len // size, kv_len // size, head=head)
     unit = min(pattern.unit, QUERY_BLOCK)  # the queries of a unit see the same ranges, but for a few
     is_listed = unit == 1 and pattern.degree is not None and pattern.degree < kv_len and pattern.repeat is None
     count, step = (_in_lists, QUERY_BLOCK) if is_listed else (_in_ranges, unit if unit > 1 else QUERY_BLOCK)
     return _summed(pattern, q_len, kv_len, lambda start, stop: count(pattern, start, stop, kv_len, head), size=step)
+
+
+def _in_units(pattern: Pattern, q_len: int, kv_len: int) -> Pattern | None:
+    """Return a pattern that treats runs of tokens alike as one of runs, if queries and keys are whole ones."""
+    if pattern.unit == 1 or not q_len or q_len % pattern.unit or kv_len % pattern.unit:
+        return None
+    return pattern.in_units(pattern.unit, kv_len=kv_len)
+
+
+def _of_lists(pattern: Pattern, q_len: int, kv_len: int, head: int, unit: int) -> int:
+    """Count what a pattern of runs lets some query of each block of queries see, for all of these, in runs."""
+    keys, every = pattern.neighbours(kv_len - q_len, kv_len, kv_len=kv_len, head=head)
+    total, step = 0, QUERY_BLOCK // unit
+    for start in range(0, q_len, step):
+        some = slice(start, min(start + step, q_len))
+        seen = kv_len if every[some].any() else len(np.unique(keys[some][keys[some] >= 0]))
+        total += (some.stop - some.start) * seen
+    return total
+
+
+def _of_blocks(band: Band, start: int, count: int, kv_len: int, *, size: int) -> int:
+    """Count the keys from the first that a block's first query sees to the last of its last, for each of its queries.
+
+    There are ``count`` blocks of ``size`` queries from ``start`` on.
+    """
+    ends = count * kv_len
+    if band.right is not None:  # the least of kv_len and each block's last query + right + 1
+        end = start + size + band.right
+        ends = count * end + size * count * (count - 1) // 2 - _ramp(end - kv_len, size, count)
+    begins = 0 if band.left is None else _ramp(start - band.left, size, count)
+    return size * (ends - begins)
+
+
+def _ramp(first: int, step: int, count: int) -> int:
+    """Return the sum of ``max(0, first + step · n)`` over the whole numbers n below ``count``."""
+    below = min(count, max(0, -(first // step)))
+    left = count - below
+    return left * (first + step * below) + step * left * (left - 1) // 2
 
 
 def _summed(
@@ -124,6 +162,15 @@ def computed_pairs(spec: AttentionSpec, q_len: int, kv_len: int) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _computed(pattern: Pattern, q_len: int, kv_len: int, *, head: int) -> int:
+    if isinstance(pattern, Band):
+        blocks, rest = divmod(q_len, QUERY_BLOCK)
+        whole = _of_blocks(pattern, kv_len - q_len, blocks, kv_len, size=QUERY_BLOCK)
+        return whole + (_of_blocks(pattern, kv_len - rest, 1, kv_len, size=rest) if rest else 0)
+
+    in_units = _in_units(pattern, q_len, kv_len)
+    if in_units is not None and in_units.degree is not None and QUERY_BLOCK % pattern.unit == 0:
+        return pattern.unit**2 * _of_lists(in_units, q_len // pattern.unit, kv_len // pattern.unit, head, pattern.unit)
+
     def count(start: int, stop: int) -> int:
         ranges = pattern.key_ranges(start, stop, kv_len=kv_len, head=head)
         return (stop - start) * sum(part.stop - part.start for part in ranges)

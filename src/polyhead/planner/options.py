@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
 from polyhead.catalog import Model
+from polyhead.catalog.model import alike
 from polyhead.errors import SpecError
 from polyhead.planner.evidence import CHOICES, Option
 from polyhead.spec import (
@@ -28,7 +30,7 @@ from polyhead.spec import (
     SlidingWindow,
     Softmax,
 )
-from polyhead.spec.position import ShawBias
+from polyhead.spec.position import Position, ShawBias
 
 GROUPS = 8
 """Key/value heads of grouped-query attention where a model has none of its own."""
@@ -42,8 +44,8 @@ FIRST = 4
 ONE_IN = 6
 """Of so many layers one sees all tokens, where the others have a window."""
 
-Change = Callable[[AttentionSpec, int], AttentionSpec]
-"""What becomes of a layer's four choices, given its number; raises SpecError where that is not defined."""
+Change = Callable[[AttentionSpec, bool], AttentionSpec]
+"""What becomes of a layer's four choices, given whether it is one in `ONE_IN`; raises SpecError if undefined."""
 
 NAMES: dict[Option, str] = {
     ("storage", "mha"): "MHA",
@@ -81,25 +83,31 @@ class Variant:
     model: Model
     changed: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def kinds(self) -> dict[str, str]:
         """What stands in each of the four places."""
         return kinds(self.model)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The four, to read."""
-        return " + ".join(_named(self.model))
+        return " + ".join(_named(self.model, self.kinds))
 
 
 def reference(model: Model) -> Model:
     """Return a model of the same sizes with multi-head attention, RoPE, all pairs that may meet, and softmax.
 
+    Args:
+        model: The model.
+
+    Returns:
+        The other.
+
     Raises:
         SpecError: If heads are so narrow that RoPE has nothing to turn.
     """
 
-    def change(spec: AttentionSpec, _: int) -> AttentionSpec:
+    def change(spec: AttentionSpec, _: bool) -> AttentionSpec:
         position = spec.position if isinstance(spec.position, Rotary) and not _is_latent(spec) else Rotary()
         pattern = Causal() if spec.pattern.is_causal else Full()
         return AttentionSpec(storage=_grouped(spec, spec.num_heads), position=position, pattern=pattern)
@@ -118,7 +126,8 @@ def variants(model: Model, *, window: int, sees_later: bool = False) -> Iterator
     Yields:
         The variants, those with fewer changes first.
     """
-    own, seen = kinds(model), {model.layers}
+    own = kinds(model)
+    seen: set[tuple[tuple[LayerSpec, int], ...]] = set()
     places = [_of_storage(own), _of_position(own), _of_pattern(own, window, sees_later=sees_later), _of_weighting(own)]
     every = itertools.product(*([(None, None), *place.items()] for place in places))
     for combination in sorted(every, key=lambda one: sum(kind is not None for kind, _ in one)):
@@ -127,8 +136,9 @@ def variants(model: Model, *, window: int, sees_later: bool = False) -> Iterator
             other = changed(model, *chosen.values())
         except SpecError:  # undefined together, which `polyhead.spec.rules` explains
             continue
-        if not chosen or other.layers not in seen:
-            seen.add(other.layers)
+        stacks = tuple((layer, times) for layer, times in alike(other.layers).items())
+        if stacks not in seen:
+            seen.add(stacks)
             yield Variant(model=other, changed=tuple(chosen))
 
 
@@ -137,7 +147,7 @@ def changed(model: Model, *changes: Change) -> Model:
 
     Args:
         model: The model.
-        changes: The changes, in order.
+        *changes: The changes, in order.
 
     Returns:
         The model.
@@ -145,12 +155,12 @@ def changed(model: Model, *changes: Change) -> Model:
     Raises:
         SpecError: If what comes out is not defined.
     """
-    made: dict[tuple[int, int], LayerSpec] = {}
+    made: dict[tuple[int, bool], LayerSpec] = {}
 
     def of(layer: LayerSpec, number: int) -> LayerSpec:
-        which = id(layer), number % ONE_IN
+        which = id(layer), (number + 1) % ONE_IN == 0
         if which not in made:
-            made[which] = _changed_layer(layer, number, changes)
+            made[which] = _changed_layer(layer, which[1], changes)
         return made[which]
 
     stacks = (model.layers, model.encoder_layers, model.cross_layers)
@@ -158,10 +168,10 @@ def changed(model: Model, *changes: Change) -> Model:
     return model.with_layers(layers, encoder_layers=encoder, cross_layers=cross)
 
 
-def _changed_layer(layer: LayerSpec, number: int, changes: tuple[Change, ...]) -> LayerSpec:
+def _changed_layer(layer: LayerSpec, sees_all: bool, changes: tuple[Change, ...]) -> LayerSpec:
     spec = layer.attention
     for change in changes:
-        spec = change(spec, number)
+        spec = change(spec, sees_all)
     if layer.source == "cross":
         own = layer.attention
         if isinstance(spec.storage, Latent) and spec.storage.qk_rope_head_dim and not isinstance(own.position, Rotary):
@@ -178,7 +188,7 @@ def kinds(model: Model) -> dict[str, str]:
     return {
         "storage": storage_kind(first),
         "position": _position_kind(first),
-        "pattern": _pattern_kind([layer.attention.pattern for layer in model.layers]),
+        "pattern": _pattern_kind([layer.attention.pattern for layer in alike(model.layers)]),
         "weighting": type(first.weighting).__name__.lower(),
     }
 
@@ -198,10 +208,11 @@ def _position_kind(spec: AttentionSpec) -> str:
 
 
 def _pattern_kind(patterns: list[Pattern]) -> str:
-    bounded = [pattern.reach.left is not None for pattern in patterns]
-    if all(bounded):
-        return "window" if all(pattern.reach.first == 0 for pattern in patterns) else "window-first"
-    if any(bounded):
+    reaches = [pattern.reach for pattern in patterns]
+    bounded = [reach for reach in reaches if reach.left is not None]
+    if len(bounded) == len(reaches):
+        return "window-first" if any(reach.first for reach in bounded) else "window"
+    if bounded:
         return "mostly-window"
     known: dict[Pattern, str] = {Causal(): "causal", Full(): "full"}
     if patterns[0] in known:
@@ -209,15 +220,15 @@ def _pattern_kind(patterns: list[Pattern]) -> str:
     return "bigbird" if patterns[0].per_head else "other"
 
 
-def _named(model: Model) -> list[str]:
-    own, spec = kinds(model), model.layers[0].attention
+def _named(model: Model, own: dict[str, str]) -> list[str]:
+    spec = model.layers[0].attention
     names = {choice: NAMES[choice, kind] for choice, kind in own.items()}
     if own["storage"] == "gqa":
         names["storage"] += f"-{spec.num_kv_heads}"
     if isinstance(spec.storage, Latent):
         names["storage"] += f" {spec.storage.kv_lora_rank}"
         names["storage"] += f" + {spec.storage.qk_rope_head_dim}" if spec.storage.qk_rope_head_dim else ""
-    sizes = {int(layer.attention.pattern.reach.size()) for layer in model.layers if _is_bounded(layer)}
+    sizes = {int(layer.attention.pattern.reach.size()) for layer in alike(model.layers) if _is_bounded(layer)}
     if own["pattern"] in {"window", "mostly-window"} and sizes:
         names["pattern"] += f" of {max(sizes):,}"
     if isinstance(spec.weighting, Softmax) and spec.weighting.sink:
@@ -243,7 +254,7 @@ def _grouped(spec: AttentionSpec, kv_heads: int) -> Grouped:
 
 
 def _as_grouped(kv_heads: int | None) -> Change:
-    def change(spec: AttentionSpec, _: int) -> AttentionSpec:
+    def change(spec: AttentionSpec, _: bool) -> AttentionSpec:
         position = spec.position
         if isinstance(spec.storage, Latent) and isinstance(position, Rotary):
             position = dataclasses.replace(position, rotary_dim=None)
@@ -252,7 +263,7 @@ def _as_grouped(kv_heads: int | None) -> Change:
     return change
 
 
-def _as_latent(spec: AttentionSpec, _: int) -> AttentionSpec:
+def _as_latent(spec: AttentionSpec, _: bool) -> AttentionSpec:
     width, position = spec.qk_head_dim, spec.position
     rotates = isinstance(position, Rotary)
     storage = Latent(
@@ -279,18 +290,18 @@ def _of_storage(own: dict[str, str]) -> dict[str, Change]:
 
 def _of_position(own: dict[str, str]) -> dict[str, Change]:
     def to(spec: AttentionSpec, kind: str) -> AttentionSpec:
-        position = {
+        every: dict[str, Position] = {
             "rope": Rotary(),
             "alibi": Alibi(),
             "t5": RelativeBias.t5(bidirectional=not spec.pattern.is_causal),
             "none": NoPosition(),
-        }[kind]
+        }
         storage = spec.storage
         if isinstance(storage, Latent):
             storage = dataclasses.replace(
                 storage, qk_rope_head_dim=storage.qk_nope_head_dim // 2 if kind == "rope" else 0
             )
-        return dataclasses.replace(spec, position=position, storage=storage)
+        return dataclasses.replace(spec, position=every[kind], storage=storage)
 
     return {
         kind: lambda spec, _, kind=kind: to(spec, kind)  # type: ignore[misc]
@@ -306,9 +317,9 @@ def _of_pattern(own: dict[str, str], window: int, *, sees_later: bool) -> dict[s
     def all_seen(pattern: Pattern) -> Pattern:
         return Causal() if pattern.is_causal else Full()
 
-    made: dict[str, Callable[[Pattern, int], Pattern]] = {
+    made: dict[str, Callable[[Pattern, bool], Pattern]] = {
         "causal": lambda pattern, _: all_seen(pattern),
-        "mostly-window": lambda pattern, n: banded(pattern) if (n + 1) % ONE_IN else all_seen(pattern),
+        "mostly-window": lambda pattern, sees_all: all_seen(pattern) if sees_all else banded(pattern),
         "window-first": lambda pattern, _: (banded(pattern) | Global(first=FIRST)) & all_seen(pattern),
         "window": lambda pattern, _: banded(pattern),
     }
@@ -318,17 +329,17 @@ def _of_pattern(own: dict[str, str], window: int, *, sees_later: bool) -> dict[s
     if own["pattern"] == "full":
         made.pop("causal")
 
-    def changing(make: Callable[[Pattern, int], Pattern]) -> Change:
-        return lambda spec, number: dataclasses.replace(spec, pattern=make(spec.pattern, number))
+    def changing(make: Callable[[Pattern, bool], Pattern]) -> Change:
+        return lambda spec, sees_all: dataclasses.replace(spec, pattern=make(spec.pattern, sees_all))
 
     return {kind: changing(make) for kind, make in made.items() if kind != own["pattern"]}
 
 
 def _of_weighting(own: dict[str, str]) -> dict[str, Change]:
-    def differential(spec: AttentionSpec, _: int) -> AttentionSpec:
+    def differential(spec: AttentionSpec, _: bool) -> AttentionSpec:
         return dataclasses.replace(spec, storage=_halved(spec.storage), weighting=Differential())
 
-    def linear(spec: AttentionSpec, _: int) -> AttentionSpec:
+    def linear(spec: AttentionSpec, _: bool) -> AttentionSpec:
         return dataclasses.replace(spec, weighting=Linear())
 
     every: dict[str, Change] = {"differential": differential, "linear": linear}
