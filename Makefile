@@ -44,9 +44,10 @@ check: .venv/.dev ## Lint, check formatting, types, imports and docstrings
 	$(BIN)/lint-imports
 	$(BIN)/pydoclint src
 
-docs: .venv/.demo ## Write the pages of docs, and the outputs and the picture of the README, anew
+docs: .venv/.demo ## Write the pages of docs, and the outputs and the pictures, anew
 	@$(BIN)/python scripts/docs.py
 	@$(BIN)/polyhead compare --plot docs/example.png >/dev/null
+	@$(BIN)/polyhead plan --model llama-3.1-8b --context 131072 --device rtx-4090 --plot docs/plan.png >/dev/null
 
 bench: .venv/.bench ## Time every mechanism beside its peers, and write benchmarks/results.md anew (long)
 	@$(BIN)/polyhead bench --memory --json benchmarks/results/$(MACHINE).json

@@ -114,7 +114,8 @@ def main() -> None:
     rows = measured(case(CASE))
     threads = torch.get_num_threads()
     read = measure_ceilings(seconds=2.0).read_bytes
-    record = {"schema": SCHEMA, "machine": machine_line(threads), "case": CASE, "read_bytes": read, "rows": rows}
+    record = {"schema": SCHEMA, "benchmark": "token parts", "machine": machine_line(threads), "case": CASE}
+    record |= {"read_bytes": read, "rows": rows}
     sys.stdout.write((json.dumps(record, indent=2) if "--json" in sys.argv else table(record)) + "\n")
 
 

@@ -1,7 +1,7 @@
 """What was measured, as a Markdown table: ``python scripts/bench_table.py window window-first``.
 
 Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried`` and
-``token_parts`` instead print the record of the script of that name.
+``token_parts`` instead print the record of the script of that name, and ``plan`` that of `polyhead bench --check-plan`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from polyhead.bench import calibrate
 from polyhead.bench.records import Line, Record, lines_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -22,7 +23,9 @@ HEADER = ("case", "tokens", "ours, ms", "of the ceiling", "beside", "ours / it",
 
 
 def table(names: Sequence[str]) -> str:
-    """Return the table of some cases, or of a script's record."""
+    """Return the table of some cases, of a script's record, or of what was planned."""
+    if list(names) == ["plan"]:
+        return calibrate.table(json.loads((BENCHMARKS / "results" / "plan.json").read_text(encoding="utf-8")))
     if len(names) == 1 and names[0] in SCRIPTS:
         record = json.loads((BENCHMARKS / "results" / f"{names[0]}.json").read_text(encoding="utf-8"))
         own: str = runpy.run_path(str(BENCHMARKS / f"{names[0]}.py"))["table"](record)

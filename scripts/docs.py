@@ -217,6 +217,7 @@ PAGES: Mapping[str, Page] = {
     "docs/run-your-model.md": functools.partial(page_by_hand, "docs/run-your-model.md"),
     "docs/real-models.md": functools.partial(page_by_hand, "docs/real-models.md"),
     "docs/how-it-is-fast.md": functools.partial(page_by_hand, "docs/how-it-is-fast.md"),
+    "docs/plan.md": functools.partial(page_by_hand, "docs/plan.md"),
     "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
     "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),
 }

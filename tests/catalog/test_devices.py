@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -68,6 +69,9 @@ def text(**changes: object) -> str:
         (text(memory="24 GB"), "memory='24 GB'"),
         (text(bandwidth=True), "bandwidth=True"),
         (text(rates={"fp4": 1.0}), "'fp4'"),
+        (text(reached={"beauty": 1.0}), "reached names 'beauty'; it may name products, pairs, weights, cache"),
+        (text(reached={"cache": 0.0}), "reached['cache']=0.0 is no number above 0"),
+        (text(layer_seconds=-1.0), "layer_seconds=-1.0"),
         (text(rates=3), "device.json"),
         (text(title=3), "title=3 is no text"),
     ],
@@ -82,3 +86,11 @@ def test_a_file_that_is_none_says_so(tmp_path: Path, content: str, said: str) ->
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no file of a device"):
         read_device(tmp_path / "none.json")
+
+
+def test_what_is_reached_is_1_unless_it_was_measured() -> None:
+    device = dataclasses.replace(ph.device("l4"), reached={"cache": 0.5}, layer_seconds=1e-3)
+    assert (device.share("cache"), device.share("pairs")) == (0.5, 1.0)
+    assert "50 % by cache" in device.summary()
+    assert "1,000 µs" in device.summary()
+    assert "reached" not in ph.device("m3-max").summary()

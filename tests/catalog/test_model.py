@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 import polyhead as ph
+from polyhead.catalog.model import alike
 
 
 def test_equal_models_are_one_key() -> None:
@@ -37,3 +38,22 @@ def test_another_attention_in_its_place() -> None:
     assert other.sources["layers"] == "given"
     latent = ph.model("deepseek-v2-lite").with_attention(spec)
     assert latent.layers[0].latent_norm is None
+
+
+def test_other_layers_in_each_stack() -> None:
+    t5 = ph.model("t5-base")
+    spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=12, num_kv_heads=1, head_dim=64))
+    fewer = tuple(dataclasses.replace(layer, attention=spec) for layer in t5.encoder_layers)
+    other = t5.with_layers(t5.layers, encoder_layers=fewer)
+    assert other.encoder_layers == fewer
+    assert (other.layers, other.cross_layers) == (t5.layers, t5.cross_layers)
+    before, after = (sum(layer.parameters for layer in layers) for layers in (t5.encoder_layers, fewer))
+    assert other.parameters - t5.parameters == after - before < 0
+
+
+def test_equal_layers_are_one_object_and_counted_together() -> None:
+    gemma = ph.model("gemma-2-2b")
+    assert len({id(layer) for layer in gemma.layers}) == 2
+    assert sorted(alike(gemma.layers).values()) == [13, 13]
+    copied = [dataclasses.replace(layer) for layer in gemma.layers]
+    assert alike(copied) == alike(gemma.layers)

@@ -8,7 +8,7 @@ import math
 import pytest
 
 import polyhead as ph
-from polyhead.cost import cache_bytes, decode_step, prefill
+from polyhead.cost import attended, cache_bytes, decode_step, prefill, training_memory, training_work
 from polyhead.cost.model import Seconds, decode_work, memory, prefill_work, seconds
 from polyhead.errors import SpecError
 
@@ -131,3 +131,56 @@ def test_more_never_takes_less(name: str) -> None:
 
 
 _ARGUMENT = {prefill_work: "tokens", decode_work: "length"}
+
+
+def test_what_is_reached_of_a_devices_rates() -> None:
+    device = dataclasses.replace(
+        ph.device("a100-80"),
+        reached={"products": 0.5, "pairs": 0.25, "weights": 0.8, "cache": 0.4},
+        layer_seconds=1e-5,
+    )
+    for work in (decode_work(LLAMA, 4096), prefill_work(LLAMA, 4096)):
+        found = seconds(work, device)
+        products, around = work.executed - work.attending, work.moved - work.cached
+        assert found.computing == pytest.approx((products / 0.5 + work.attending / 0.25) / 312e12)
+        assert found.moving == pytest.approx((around / 0.8 + work.cached / 0.4) / 2039e9)
+        assert found.fixed == pytest.approx(32e-5)
+        assert found.total == max(found.computing, found.moving) + found.fixed
+    assert Seconds(computing=1.0, moving=2.0, fixed=3.0).bound == "steps"
+
+
+def test_a_cache_that_lies_on_several_devices_is_read_on_each() -> None:
+    work, device = decode_work(LLAMA, 100_000), ph.device("a100-80")
+    split, copied = (seconds(work, device, devices=4, copies=copies).moving for copies in (1, 4))
+    assert copied - split == pytest.approx(0.75 * work.cached / 2039e9)
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "mixtral-8x7b", "gemma-2-2b"])
+def test_a_training_step_is_six_operations_for_each_weight_a_token_meets(name: str) -> None:
+    model, tokens = ph.model(name), 64
+    found = training_work(model, tokens, batch=2)
+    tables = model.vocab_size * model.embed_dim * (1 if model.tied_embeddings else 2)
+    met = model.active_parameters - tables + model.vocab_size * model.embed_dim
+    assert found.useful - 3 * sum(_attended(layer, tokens, 2) for layer in model.layers) == pytest.approx(
+        6 * 2 * tokens * met, rel=1e-3
+    )
+
+
+def _attended(layer: ph.LayerSpec, tokens: int, batch: int) -> float:
+    return batch * attended(layer.attention, tokens, tokens)
+
+
+def test_what_a_training_step_keeps() -> None:
+    found = training_memory(LLAMA, 1000, batch=2)
+    assert found.weights == 16 * LLAMA.parameters  # two bytes twice, and three numbers in float32
+    assert training_memory(LLAMA, 1000, precision="float32").weights == 16 * LLAMA.parameters
+    assert found.temporary > 2 * 2 * 1000 * 32 * 4096 + 4 * 2 * 1000 * LLAMA.vocab_size
+    assert found.cache.ideal == 0
+    assert training_memory(LLAMA, 1000, batch=2, devices=8).weights == 2 * LLAMA.parameters
+    with pytest.raises(SpecError, match="tokens=0"):
+        training_memory(LLAMA, 0)
+
+
+def test_an_encoder_is_trained_with_its_decoder() -> None:
+    model = ph.model("t5-base")
+    assert training_work(model, 100, context_length=200).useful > training_work(model, 100, context_length=100).useful

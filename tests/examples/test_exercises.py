@@ -1,4 +1,4 @@
-"""Exercises 1, 4 and 5 of the textbook, in Python and on the command line; docs/exercises.md explains them."""
+"""The exercises of the textbook, in Python and on the command line; docs/exercises.md explains them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,32 @@ def test_what_cat_may_still_see_keeps_its_proportions() -> None:
     standard, causal = table["scaled-dot-product"].weights, table["causal"].weights
     np.testing.assert_allclose(causal[:2], standard[:2] / standard[:2].sum(), atol=1e-15)
     assert not causal[2:].any()
+
+
+# --- 2 and 3: how large the cache is, and what fits ------------------------------------------------
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Return what a command prints as JSON."""
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_how_large_the_cache_is_at_128k(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row["gib"] for row in asked(capsys, "tables", "memory")["memory"]}
+    per_token = {"MHA": 2 * 32 * 128, "GQA-8": 2 * 8 * 128, "MQA": 2 * 128, "MLA, 512 and a RoPE key of 64": 576}
+    for name, numbers in per_token.items():
+        assert rows[name] == 2 * numbers * 131_072 * 32 / 2**30
+
+
+def test_a_stack_for_256k_tokens_on_one_gpu_of_80_gb(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = asked(capsys, "plan", "--model", "llama-3-8b", "--context", "262144", "--device", "a100-80")
+    best = plan["stacks"][0]
+    assert best["kinds"] == {"storage": "gqa", "position": "rope", "pattern": "causal", "weighting": "softmax"}
+    assert best["memory_bytes"]["total"] <= 80 * 2**30
+    too_large = [stack for stack in plan["dropped"] if stack["kinds"]["pattern"] == "causal"]
+    assert {stack["kinds"]["storage"] for stack in too_large} == {"mha"}
 
 
 # --- 4: where "cat" looks most --------------------------------------------------------------------

@@ -10,7 +10,9 @@ from scripts import docs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "DESIGN.md", "CONTRIBUTING.md")
-GUIDES = tuple(f"docs/{name}.md" for name in ("exercises", "layer", "real-models", "run-your-model", "your-own"))
+GUIDES = tuple(
+    f"docs/{name}.md" for name in ("exercises", "layer", "plan", "real-models", "run-your-model", "your-own")
+)
 """Pages that tests/docs runs, from top to bottom."""
 
 

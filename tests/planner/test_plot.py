@@ -15,11 +15,12 @@ def test_a_bar_for_each_stack_and_part(tmp_path: Path) -> None:
     found = ph.plan("llama-3-8b", context=131_072, device="a100-80")
     figure = draw(found, tmp_path / "plan.png")
     left, right = figure.axes
-    assert len(drawn(found)) == MOST_STACKS
+    count = len(drawn(found))
+    assert 8 <= count <= MOST_STACKS
     assert drawn(found)[0] is found.own
-    assert len(left.patches) == 3 * MOST_STACKS
-    assert len(right.patches) == 2 * MOST_STACKS
-    first = [patch.get_width() for patch in left.patches[::MOST_STACKS]]
+    assert len(left.patches) == 3 * count
+    assert len(right.patches) == 2 * count
+    first = [patch.get_width() for patch in left.patches[::count]]
     assert sum(first) == pytest.approx(found.own.memory.total / 2**30)  # type: ignore[union-attr]
     assert left.get_yticklabels()[0].get_text() == "as it is: GQA-8 + RoPE + causal + softmax"
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")

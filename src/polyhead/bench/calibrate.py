@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA = 1
+BENCHMARK = "plan"
+"""What a record says that it is, so that nobody takes it for one of kernels."""
 
 FORMATS = {"float32": "float32", "bf16": "bfloat16"}
 """The formats whose rates are measured, and torch's names of them."""
@@ -133,7 +135,8 @@ def check_plan(
                 }
             )
     threads = torch.get_num_threads()
-    return {"schema": SCHEMA, "machine": machine_line(threads), "device": json.loads(device.to_json()), "rows": rows}
+    about = {"schema": SCHEMA, "benchmark": BENCHMARK, "machine": machine_line(threads)}
+    return {**about, "device": json.loads(device.to_json()), "rows": rows}
 
 
 def table(record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from polyhead.files import write_whole
 from polyhead.planner.plan import Plan, Stack
 
 MOST_STACKS = 12
-"""Stacks that are drawn: the model's own, those ranked first, and those with one choice changed."""
+"""Stacks that are drawn: the model's own, those ranked first, and those with one choice changed but for position."""
 
 PARTS = {"weights": "#8c8c8c", "cache": "#0072b2", "the rest": "#d9d9d9"}
 TIMES = {"the prompt": "#a3195b", "tokens": "#e69f00"}
@@ -35,9 +35,10 @@ def check_plot(path: Path | None = None) -> None:
 
 def drawn(plan: Plan) -> list[Stack]:
     """Return the stacks that a picture shows, the model's own first."""
-    single = [stack for stack in (*plan.stacks, *plan.dropped) if len(stack.variant.changed) <= 1]
+    every = (*plan.stacks, *plan.dropped)
+    single = [stack for stack in every if len(stack.variant.changed) == 1 and "position" not in stack.variant.changed]
     own = [] if plan.own is None else [plan.own]
-    found = [*own, *plan.stacks[:3], *single, *plan.dropped]
+    found = [*own, *plan.ranked(4), *single, *plan.dropped]
     return list({id(stack): stack for stack in found}.values())[:MOST_STACKS]
 
 
@@ -59,10 +60,10 @@ def draw(plan: Plan, path: Path | None = None) -> Any:
     stacks = drawn(plan)
     if not stacks:
         raise UnsupportedError("there is nothing to draw: no attention can do this task")
-    from matplotlib.figure import Figure
-
     is_timed = any(stack.request is not None for stack in stacks)
-    figure = Figure(figsize=(13.0 if is_timed else 9.0, 1.8 + 0.36 * len(stacks)), layout="constrained")
+    figure = require_extra("matplotlib.figure", "plot", "a plot").Figure(
+        figsize=(13.0 if is_timed else 9.0, 1.8 + 0.36 * len(stacks)), layout="constrained"
+    )
     left, *right = figure.subplots(1, 2 if is_timed else 1, squeeze=False, sharey=True)[0]
     several = "" if plan.load.devices == 1 else f"{plan.load.devices} × "
     figure.suptitle(
@@ -90,7 +91,7 @@ def _memory(axes: Any, stacks: list[Stack], plan: Plan) -> None:
     axes.set_yticks(range(len(stacks)), [_label(stack, plan) for stack in stacks], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("GiB on each device")
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
 
 
 def _label(stack: Stack, plan: Plan) -> str:
@@ -105,7 +106,7 @@ def _times(axes: Any, stacks: list[Stack]) -> None:
     }
     _bars(axes, {name: values for name, values in seconds.items() if any(values)}, TIMES)
     axes.set_xlabel("seconds")
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
 
 
 def _bars(axes: Any, parts: dict[str, list[float]], colours: dict[str, str]) -> None:

@@ -21,6 +21,9 @@ from polyhead.spec.choice import as_float
 
 HALF_PERCENT = 0.005
 
+CHANCE = 0.0025
+"""A loss below this part of the reference's figure is not told from chance, and does not count."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preferences:
@@ -38,7 +41,7 @@ class Preferences:
     each_choice: float = 1.1
     half_percent: float = 2.0
     most: float = 32.0
-    not_measured: float = 8.0
+    not_measured: float = 16.0
     conversion: float = 2.0
     retraining: float = 8.0
 
@@ -129,7 +132,7 @@ def _way(
     needs: str, how: tuple[str, ...], quality: dict[Option, Evidence | None], prefer: Preferences, effort: float
 ) -> Way:
     losses = [None if one is None else one.loss for one in quality.values()]
-    lost = sum(loss for loss in losses if loss is not None)
+    lost = sum(loss for loss in losses if loss is not None and loss >= CHANCE)
     lost_factor: float = min(prefer.most, prefer.half_percent ** (lost / HALF_PERCENT))
     factor = effort * lost_factor * prefer.not_measured ** losses.count(None)
     return Way(needs=needs, how=how, quality=quality, factor=factor)

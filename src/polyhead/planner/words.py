@@ -26,6 +26,7 @@ BINDS = {
 def sentences(plan: Plan) -> Iterator[str]:
     """Yield what a plan says, a sentence or two at a time, the answer first."""
     yield _answer(plan)
+    yield from _without_training(plan)
     if plan.own is not None:
         yield from _binding(plan, plan.own)
         yield from _devices(plan)
@@ -49,11 +50,26 @@ def _answer(plan: Plan) -> str:
         return f"Nothing fits. {nearest(plan)}"
     if best is own:
         return f"Keep {best.name}: nothing else is worth its change."
+    taken = {"conversion": ", by a conversion", "retraining": ", trained anew"}.get(best.way.needs, "")
     if own is None:
-        return f"Take {best.name}."
+        return f"Take {best.name}{taken}."
     if own.over:
-        return f"Take {best.name}: as it is, {own.name} is {_gib(own.over)} too large."
-    return f"Take {best.name} in place of {own.name}: {_bought(plan, best, own)}."
+        return f"Take {best.name}{taken}: as it is, {own.name} is {_gib(own.over)} too large."
+    return f"Take {best.name}{taken}, in place of {own.name}: {_bought(plan, best, own)}."
+
+
+def _without_training(plan: Plan) -> Iterator[str]:
+    """Say what there is for those who will not train anew."""
+    if plan.best is None or plan.best.way.needs != "retraining":
+        return
+    for needs, said in (("conversion", "With no more than a conversion"), ("nothing", "With no training at all")):
+        stack = next((one for one in plan.stacks if one.way.needs == needs), None)
+        if stack is not None:
+            unknown = [
+                NAMES[option] for option, found in stack.way.quality.items() if found is None or found.loss is None
+            ]
+            but = f"; nobody measured what is lost with {', '.join(unknown)}" if unknown else ""
+            yield f"{said} the best is {stack.name}{but}."
 
 
 def nearest(plan: Plan) -> str:
