@@ -1,14 +1,18 @@
-"""Writing a file so that whoever finds it finds it whole."""
+"""Writing a file so that whoever finds it finds it whole; pictures among them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from polyhead.errors import UnsupportedError, require_extra
 
 
 @contextlib.contextmanager
@@ -68,3 +72,30 @@ def write_whole(path: Path, data: bytes) -> None:
         return
     with replacing(path) as beside:
         beside.write_bytes(data)
+
+
+def check_plot(path: str | os.PathLike[str] | None = None) -> None:
+    """Say before anything is computed whether a plot can be drawn, and written to a path.
+
+    Args:
+        path: Where it will be written. None: nowhere.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
+    """
+    if path is not None and Path(path).suffix.lower() not in {".png", ".svg"}:
+        raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
+    require_extra("matplotlib", "plot", "a plot")
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """Return a matplotlib figure as a file of a kind, ``"png"`` or ``"svg"``."""
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, dpi=150)
+    return data.getvalue()
+
+
+def write_plot(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure whole or not at all, as its path's ending says."""
+    write_whole(path, rendered(figure, path.suffix.lower()[1:]))

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from polyhead.bench.records import Record, Row
-from polyhead.errors import UnsupportedError, require_extra
-from polyhead.files import write_whole
-
-
-def check_plot(path: Path | None = None) -> None:
-    """Say before anything is timed whether a plot can be drawn, and written to a path.
-
-    Args:
-        path: Where it will be written. None: nowhere.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
-    """
-    if path is not None and path.suffix.lower() not in {".png", ".svg"}:
-        raise UnsupportedError(f"a plot is written as .png or .svg, not as {path.name!r}")
-    require_extra("matplotlib", "plot", "a plot")
+from polyhead.errors import UnsupportedError
+from polyhead.files import check_plot, write_plot
 
 
 def grown(record: Record) -> list[Row]:
@@ -71,7 +55,5 @@ def draw(record: Record, path: Path | None = None) -> Any:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     if path is not None:
-        data = io.BytesIO()
-        figure.savefig(data, format=path.suffix.lower()[1:], dpi=150)
-        write_whole(path, data.getvalue())
+        write_plot(figure, path)
     return figure

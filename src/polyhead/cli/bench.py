@@ -145,7 +145,7 @@ def _check_files(json_path: Path | None, plot_path: Path | None) -> None:
     from polyhead.files import check_writable
 
     if plot_path is not None:
-        from polyhead.bench.plot import check_plot
+        from polyhead.files import check_plot
 
         check_plot(plot_path)
     for option, path in (("--json", json_path), ("--plot", plot_path)):

@@ -66,7 +66,7 @@ def command(**options: Any) -> None:
     if options["as_json"] and str(options["csv"]) == "-":
         raise click.UsageError("--json and --csv - both write to stdout; give --csv a file")
     if options["plot"]:
-        from polyhead.compare.plot import check_plot
+        from polyhead.files import check_plot
 
         check_plot(options["plot"])  # before a model is read for minutes
     comparison = _comparison(options)

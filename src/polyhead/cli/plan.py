@@ -94,8 +94,7 @@ def _model_of(text: str) -> Any:
 
 def _check_plot(path: Path) -> None:
     from polyhead.cli.common import writing
-    from polyhead.files import check_writable
-    from polyhead.planner.plot import check_plot
+    from polyhead.files import check_plot, check_writable
 
     check_plot(path)
     with writing("--plot", path):

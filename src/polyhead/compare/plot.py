@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyhead.compare.table import Row, Table
-from polyhead.errors import MissingExtraError, ShapeError, UnsupportedError, require_extra
-from polyhead.files import write_whole
+from polyhead.errors import MissingExtraError, ShapeError
+from polyhead.files import check_plot, rendered, write_plot
 
 MAX_TOKENS = 128
 """Most key tokens that a picture can show one column each."""
@@ -33,21 +32,6 @@ HUES = {
     "combination": "#444444",
 }
 """A hue for each of the four choices, readable on white by colour-blind eyes too."""
-
-
-def check_plot(path: str | Path | None = None) -> None:
-    """Say before anything is computed whether a plot can be drawn, and written to a path.
-
-    Args:
-        path: Where it will be written. None: nowhere.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
-    """
-    if path is not None and Path(path).suffix.lower() not in {".png", ".svg"}:
-        raise UnsupportedError(f"a plot is written as .png or .svg, not as {Path(path).name!r}")
-    require_extra("matplotlib", "plot", "a plot")
 
 
 def draw(table: Table, path: str | Path | None = None) -> Any:
@@ -82,7 +66,7 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
     _draw_weights(left, table, columns)
     _draw_outputs(right, table, width)
     if path is not None:
-        write_whole(Path(path), _rendered(figure, Path(path).suffix.lower()[1:]))
+        write_plot(figure, Path(path))
     return figure
 
 
@@ -92,14 +76,8 @@ def embedded(table: Table) -> str:
         figure = draw(table)
     except (MissingExtraError, ShapeError):
         return ""
-    data = base64.b64encode(_rendered(figure, "svg")).decode()
+    data = base64.b64encode(rendered(figure, "svg")).decode()
     return f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{data}">'
-
-
-def _rendered(figure: Any, kind: str) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=150)
-    return data.getvalue()
 
 
 def _draw_weights(axes: Any, table: Table, columns: int) -> None:

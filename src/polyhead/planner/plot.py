@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from polyhead.errors import UnsupportedError, require_extra
-from polyhead.files import write_whole
+from polyhead.files import check_plot, write_plot
 from polyhead.planner.plan import Plan, Stack
 
 MOST_STACKS = 12
@@ -16,21 +15,6 @@ MOST_STACKS = 12
 PARTS = {"weights": "#8c8c8c", "cache": "#0072b2", "the rest": "#d9d9d9"}
 TIMES = {"the prompt": "#a3195b", "tokens": "#e69f00"}
 GIB = 2**30
-
-
-def check_plot(path: Path | None = None) -> None:
-    """Say before anything is priced whether a plot can be drawn, and written to a path.
-
-    Args:
-        path: Where it will be written. None: nowhere.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-        UnsupportedError: If the file's ending is neither ``.png`` nor ``.svg``.
-    """
-    if path is not None and path.suffix.lower() not in {".png", ".svg"}:
-        raise UnsupportedError(f"a plot is written as .png or .svg, not as {path.name!r}")
-    require_extra("matplotlib", "plot", "a plot")
 
 
 def drawn(plan: Plan) -> list[Stack]:
@@ -73,9 +57,7 @@ def draw(plan: Plan, path: Path | None = None) -> Any:
     for axes in right:
         _times(axes, stacks)
     if path is not None:
-        data = io.BytesIO()
-        figure.savefig(data, format=path.suffix.lower()[1:], dpi=150)
-        write_whole(path, data.getvalue())
+        write_plot(figure, path)
     return figure
 
 

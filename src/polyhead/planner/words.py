@@ -14,7 +14,6 @@ from polyhead.planner.tasks import memory_of
 from polyhead.spec import Latent
 
 GIB = 2**30
-MOST_TOKENS = 2**30
 MOST_DEVICES = 1024
 BINDS = {
     "compute": "multiplying",
@@ -30,7 +29,7 @@ def sentences(plan: Plan) -> Iterator[str]:
     if plan.own is not None:
         yield from _binding(plan, plan.own)
         yield from _devices(plan)
-    else:
+    elif plan.best is not None:
         yield f"As it is, {_base(plan)} cannot do it: {next(iter(plan.refused.values()))}."
     yield from plan.notes
 
