@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -68,7 +67,7 @@ def case_of(inputs: Inputs, **changes: Any) -> Case:
     given = {"key_mask": "key_mask" in inputs.given, "segments": "segments" in inputs.given}
     aligned = not {"query_positions", "key_positions"} & set(inputs.given)
     asked = Case(spec=inputs.spec, q_len=q_len, kv_len=kv_len, aligned=aligned, needs_grad=True, **given)
-    return dataclasses.replace(asked, **changes)
+    return asked._replace(**changes)
 
 
 def lengths(inputs: Inputs) -> tuple[int, int]:

@@ -261,7 +261,7 @@ def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_spec(**changes: Any) -> Case:
-    return dataclasses.replace(CASE, spec=dataclasses.replace(CASE.spec, **changes))
+    return CASE._replace(spec=dataclasses.replace(CASE.spec, **changes))
 
 
 DYNAMIC = ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=8))
@@ -270,18 +270,18 @@ DYNAMIC = ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_le
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (dataclasses.replace(CASE, device="cpu"), "is for GPUs here, not cpu: on the CPU tiles do better"),
-        (dataclasses.replace(CASE, device="meta"), "is for GPUs here, not meta"),
+        (CASE._replace(device="cpu"), "is for GPUs here, not cpu: on the CPU tiles do better"),
+        (CASE._replace(device="meta"), "is for GPUs here, not meta"),
         (with_spec(weighting=ph.Linear(), pattern=ph.Causal()), "weights are a softmax"),
         (with_spec(weighting=ph.Differential(form="clipped")), "needs the weights of both maps"),
         (with_spec(position=ph.RelativeBias.shaw(max_distance=3)), "goes by the query"),
         (with_spec(position=DYNAMIC), "keys rotated by frequencies of its own"),
-        (dataclasses.replace(CASE, dtype=torch.float64), "float32, bfloat16 or float16, not float64"),
-        (dataclasses.replace(CASE, compiled=True), "which a compiled graph leaves open"),
-        (dataclasses.replace(CASE, dropout=True), "dropout is in the plain kernel alone"),
-        (dataclasses.replace(CASE, weights=True), "does not return weights"),
-        (dataclasses.replace(CASE, q_len=0), "there is no query or no key"),
-        (dataclasses.replace(CASE, kv_len=0), "there is no query or no key"),
+        (CASE._replace(dtype=torch.float64), "float32, bfloat16 or float16, not float64"),
+        (CASE._replace(compiled=True), "which a compiled graph leaves open"),
+        (CASE._replace(dropout=True), "dropout is in the plain kernel alone"),
+        (CASE._replace(weights=True), "does not return weights"),
+        (CASE._replace(q_len=0), "there is no query or no key"),
+        (CASE._replace(kv_len=0), "there is no query or no key"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -305,12 +305,12 @@ def test_on_a_gpu_auto_takes_it_for_what_dense_would_make_a_matrix_for(stack: st
 @pytest.mark.usefixtures("with_triton")
 @pytest.mark.parametrize("asked", [{}, {"aligned": False}, {"key_mask": True}, {"needs_grad": True}], ids=str)
 def test_dense_leaves_large_masks_to_it(asked: dict[str, bool]) -> None:
-    case = dataclasses.replace(CASE, **asked)
+    case = CASE._replace(**asked)
     assert "a mask of all 1,000 × 1,000 pairs" in (dense.pass_over(case) or "")
-    assert dense.pass_over(dataclasses.replace(case, compiled=True)) is None
-    assert dense.pass_over(dataclasses.replace(case, q_len=60)) is None
+    assert dense.pass_over(case._replace(compiled=True)) is None
+    assert dense.pass_over(case._replace(q_len=60)) is None
     wide = dataclasses.replace(WIDER, head_dim=24)
-    assert dense.pass_over(dataclasses.replace(CASE, spec=ph.AttentionSpec(storage=wide))) is None
+    assert dense.pass_over(CASE._replace(spec=ph.AttentionSpec(storage=wide))) is None
 
 
 def test_without_triton_or_log_sum_exps_it_says_so_and_dense_keeps_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -242,7 +241,7 @@ def call(inputs: Inputs, first: int = 0, tokens: slice = slice(None)) -> Call:
     mask = None if mask is None else torch.tensor(mask)[:, tokens]
     asked = checks.checked_call(given, inputs.spec, params=params, key_mask=mask)
     places = {name: getattr(asked, name) + first for name in ("query_positions", "key_positions")}
-    return prepared(dataclasses.replace(asked, **places))
+    return prepared(asked._replace(**places))
 
 
 @by_pattern
@@ -262,9 +261,9 @@ def test_what_came_before_may_come_as_sums(storage: str, split: int, position: A
     inputs = draw(12, storage, position=position, pattern=ph.Causal(), q_len=10, kv_len=10)
     inputs = masked(inputs) if mask else inputs
     later = call(inputs, first=split, tokens=slice(split, None))
-    case = dataclasses.replace(later.case, aligned=False, state=True)
+    case = later.case._replace(aligned=False, state=True)
     state = linear.sums(call(inputs, tokens=slice(split)))
-    output, weights = linear.run(dataclasses.replace(later, case=case, state=state))
+    output, weights = linear.run(later._replace(case=case, state=state))
     assert weights is None
     assert_close(output, inputs.oracle()[:, :, split:], torch.float64)
 

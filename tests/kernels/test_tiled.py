@@ -220,25 +220,23 @@ CASE = Case(spec=of(WINDOW), q_len=1000, kv_len=1000)
 
 
 def with_spec(**changes: Any) -> Case:
-    return dataclasses.replace(CASE, spec=dataclasses.replace(CASE.spec, **changes))
+    return CASE._replace(spec=dataclasses.replace(CASE.spec, **changes))
 
 
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (dataclasses.replace(CASE, device="cuda"), "is the CPU's, not cuda's"),
+        (CASE._replace(device="cuda"), "is the CPU's, not cuda's"),
         (with_spec(pattern=ph.Causal(), weighting=ph.Linear()), "a tile's weights are a softmax"),
         (with_spec(weighting=ph.Softmax(softcap=5.0)), "has no softcap"),
         (with_spec(weighting=ph.Differential(form="clipped")), "needs the weights of both maps"),
         (with_spec(position=ph.RelativeBias.shaw(max_distance=3)), "goes by the query"),
         (with_spec(position=ph.Rotary(scaling=ph.DynamicNTKScaling(factor=2.0, original_max_seq_len=8))), "of its own"),
-        (dataclasses.replace(CASE, dropout=True), "dropout is in the plain kernel alone"),
-        (dataclasses.replace(CASE, weights=True), "weights are not kept"),
-        (dataclasses.replace(CASE, q_len=0), "there is no query or no key"),
+        (CASE._replace(dropout=True), "dropout is in the plain kernel alone"),
+        (CASE._replace(weights=True), "weights are not kept"),
+        (CASE._replace(q_len=0), "there is no query or no key"),
         (
-            dataclasses.replace(
-                with_spec(position=ph.RelativeBias.t5(), pattern=PATTERNS["first tokens kept"]), needs_grad=True
-            ),
+            with_spec(position=ph.RelativeBias.t5(), pattern=PATTERNS["first tokens kept"])._replace(needs_grad=True),
             "along the diagonals of a band",
         ),
     ],

@@ -205,7 +205,7 @@ def needed_bytes(case: Case, dtype: torch.dtype) -> float:
     asked, spec, pairs = _asked(case, dtype), case.attention, case.q_len * case.length
     kernel = select.choose(asked, case.kernel)
     needed = _tensor_bytes(case, dtype) + BESIDES
-    if kernel.refuse(dataclasses.replace(asked, weights=True)) is None:
+    if kernel.refuse(asked._replace(weights=True)) is None:
         return needed + SCORE_MATRICES * spec.num_heads * spec.num_maps * pairs * compute_dtype(dtype).itemsize
     if kernel.name == "dense":
         square = case.q_len in (1, case.length)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
-import dataclasses
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,9 +146,7 @@ class Cache(abc.ABC):
         self._check(call)
         query_positions, key_positions = self._places(call)
         counted_from = self.length if self._is_even and key_positions is query_positions else None
-        call = dataclasses.replace(
-            call, query_positions=query_positions, key_positions=key_positions, counted_from=counted_from
-        )
+        call = call._replace(query_positions=query_positions, key_positions=key_positions, counted_from=counted_from)
         return call if call.lengths is None else self._without_padding(call, call.lengths)
 
     def _without_padding(self, call: Call, counts: Sequence[int]) -> Call:
@@ -159,7 +156,7 @@ class Cache(abc.ABC):
         if self.source == "self":
             blanked["key"] = call.key.masked_fill(padding, 0.0)
             blanked |= {} if call.value is None else {"value": call.value.masked_fill(padding, 0.0)}
-        return dataclasses.replace(call, **blanked)
+        return call._replace(**blanked)
 
     def _places(self, call: Call) -> tuple[Tensor, Tensor]:
         if call.query.shape[2] != call.key.shape[2]:

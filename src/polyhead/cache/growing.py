@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,4 +69,4 @@ class GrowingCache(RowCache):
 
 def _ragged(call: Call, lengths: tuple[int, ...]) -> Call:
     """Return a call whose sequences have keys of their own number, which lie in order from position 0."""
-    return dataclasses.replace(call, case=dataclasses.replace(call.case, ragged=True), kv_lengths=lengths)
+    return call._replace(case=call.case._replace(ragged=True), kv_lengths=lengths)

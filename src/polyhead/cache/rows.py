@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,9 +83,8 @@ class RowCache(Cache):
         """Return the call over other keys."""
         mask = tensors.get("mask")
         kv_len = tensors["key"].shape[2]
-        return dataclasses.replace(
-            call,
-            case=dataclasses.replace(call.case, kv_len=kv_len, aligned=aligned, key_mask=mask is not None),
+        return call._replace(
+            case=call.case._replace(kv_len=kv_len, aligned=aligned, key_mask=mask is not None),
             key=tensors["key"],
             value=tensors.get("value"),
             key_positions=key_positions,

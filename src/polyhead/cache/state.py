@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -49,15 +48,15 @@ class StateCache(Cache):
         more = linear.sums(self._counted(call, counts))
         sums = {"sum": own(before[0] + more[0]), "normaliser": own(before[1] + more[1])}
         vars(self).update(_tensors=sums, lengths=self._grown(counts))
-        case = dataclasses.replace(call.case, aligned=False, state=True)
-        yield dataclasses.replace(call, case=case, state=before)
+        case = call.case._replace(aligned=False, state=True)
+        yield call._replace(case=case, state=before)
 
     def _counted(self, call: Call, counts: Sequence[int]) -> Call:
         """Return the call with padding masked, so that it is in no sum."""
         if call.lengths is None:
             return call
         real = checks.real_tokens(call.key.movedim(2, 1), counts)
-        return dataclasses.replace(call, key_mask=real if call.key_mask is None else real & call.key_mask)
+        return call._replace(key_mask=real if call.key_mask is None else real & call.key_mask)
 
     def _cropped(self, lengths: tuple[int, ...]) -> dict[str, Any]:
         for row, (left, there) in enumerate(zip(lengths, self.lengths, strict=True)):

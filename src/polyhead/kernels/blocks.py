@@ -71,7 +71,7 @@ def _piece(call: Call, names: tuple[str, ...], block: Block) -> Piece:
         parts |= {name: part for name, part in of_head.items() if name in parts}
         output = (EVERY, slice(block.head, block.head + 1), block.rows)
         spec = _of_head(spec, block.head)
-    case = dataclasses.replace(call.case, spec=spec)
+    case = call.case._replace(spec=spec)
     return Piece(tuple(parts.values()), output, functools.partial(_attend, call, case, block, names))
 
 
@@ -79,12 +79,11 @@ def _attend(call: Call, case: Case, block: Block, names: tuple[str, ...], *tenso
     """Return the output of a block from its tensors."""
     given = dict(zip(names, tensors, strict=True))
     query, key, value = (given.pop(name) for name in ("query", "key", "value"))
-    own = dataclasses.replace(call, case=case, query=query, params=given)
+    own = call._replace(case=case, query=query, params=given)
     if block.each_its_own:
         return (_each_its_own(own, block, key, value),)
     allowed = allowed_pairs(call, block.rows, block.keys, block.head)
-    own = dataclasses.replace(
-        own,
+    own = own._replace(
         query_positions=call.query_positions[:, block.rows],
         key_positions=call.key_positions[:, block.keys],
     )
@@ -111,8 +110,7 @@ def _each_its_own(call: Call, block: Block, key: Tensor, value: Tensor) -> Tenso
         allowed = allowed & call.key_mask[:, keys]
     if call.segments is not None:
         allowed = allowed & (call.segments[:, block.rows, None] == call.segments[:, keys])
-    own = dataclasses.replace(
-        call,
+    own = call._replace(
         query=by_query(call.query),
         query_positions=positions(call.query_positions[:, block.rows, None]),
         key_positions=positions(call.key_positions[:, keys]),

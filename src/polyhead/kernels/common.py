@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,8 +18,7 @@ from polyhead.storage import grouped, latent
 EVERY = slice(None)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(NamedTuple):
     """What is asked, as far as it is known before any tensor's values: all that choosing a kernel may look at.
 
     Attributes:
@@ -56,8 +54,7 @@ class Case:
     compiled: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """A case with its tensors.
 
     Attributes:
@@ -163,7 +160,7 @@ def prepared(call: Call) -> Call:
         if call.key_positions is not call.query_positions:
             waves = rotary.waves(call.key_positions, spec, key.dtype)
         key = rotary.turn(key, waves, spec, start=latent_width)
-    return dataclasses.replace(call, query=query, key=key, value=value)
+    return call._replace(query=query, key=key, value=value)
 
 
 def keys_and_values(call: Call) -> tuple[Tensor, Tensor]:

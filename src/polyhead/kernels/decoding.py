@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -94,9 +93,8 @@ def sequences(call: Call) -> list[Call]:
 def _sequence(call: Call, row: int, kv_len: int) -> Call:
     one = slice(row, row + 1)
     mask = call.key_mask
-    return dataclasses.replace(
-        call,
-        case=dataclasses.replace(call.case, kv_len=kv_len),
+    return call._replace(
+        case=call.case._replace(kv_len=kv_len),
         query=call.query[one],
         key=call.key[one, :, :kv_len],
         value=None if call.value is None else call.value[one, :, :kv_len],
@@ -168,9 +166,7 @@ def weigh(call: Call, products: Tensor, query: Tensor, seen: Visible) -> Tensor:
 def over(call: Call, keys: slice) -> Call:
     """Return a call with the positions, and the mask, of a range of its keys; its tensors stay as they are."""
     mask = call.key_mask
-    return dataclasses.replace(
-        call, key_positions=call.key_positions[:, keys], key_mask=None if mask is None else mask[:, keys]
-    )
+    return call._replace(key_positions=call.key_positions[:, keys], key_mask=None if mask is None else mask[:, keys])
 
 
 def scores(rows: Tensor, keys: Tensor) -> Tensor:
