@@ -27,7 +27,7 @@ from polyhead.bench.cases import case
 from polyhead.bench.ceilings import machine_line
 from polyhead.catalog import model
 from polyhead.hf.families.base import Adopted
-from polyhead.kernels import team
+from polyhead.kernels import decode_numba
 from polyhead.spec import retention
 
 SCHEMA = 1
@@ -35,7 +35,7 @@ WARMUP_TURNS, TURNS = 3, 31
 CASE = "decode-smollm2"
 TIMED = {
     "attention layers": (Adopted, "attend"),
-    "compiled loops": (team, "run"),
+    "compiled loops": (decode_numba, "_in_loops"),
     "projections": (attention, "project"),
 }
 """Each part that is timed, and the function whose calls it is."""

@@ -156,6 +156,7 @@ class Attention(nn.Module):
         super().__init__()
         self.spec = LayerSpec.of(spec, embed_dim)
         self.dropout_p = checks.check_dropout(dropout_p)
+        self._learned = tuple(self.spec.attention.parameter_shapes())
         shapes = self.spec.parameter_shapes()
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         for name, shape in shapes.items():
@@ -214,13 +215,10 @@ class Attention(nn.Module):
                 checks.check_padding(self.spec.attention, real)
                 key_mask = real if key_mask is None else checks.check_mask(key_mask, *real.shape).to(x.device) & real
             query_positions, key_positions = self._positions(x, source, cache, positions)
-            key, value = self._keys_and_values(source)
             output = attend(
-                self._queries(x),
-                key,
-                value,
+                *self._projected(x, source),
                 self.spec.attention,
-                params={name: getattr(self, name) for name in self.spec.attention.parameter_shapes()},
+                params={name: getattr(self, name) for name in self._learned},
                 query_positions=query_positions,
                 key_positions=key_positions,
                 key_mask=key_mask,
@@ -232,7 +230,7 @@ class Attention(nn.Module):
                 return_weights=return_weights,
             )
             output, *weights = output if return_weights else (output,)
-            y = project(self.o_proj, output.transpose(1, 2).flatten(2))
+            (y,) = project([self.o_proj], output.transpose(1, 2).flatten(2))
             y = y if real is None else y.masked_fill(~real[..., None], 0.0)
             return (y, *weights) if return_weights else y
 
@@ -308,27 +306,39 @@ class Attention(nn.Module):
         """Return the spec, for ``print(layer)``."""
         return repr(self.spec)
 
-    def _queries(self, x: Tensor) -> Tensor:
-        """Project queries: ``[batch, num_heads · maps, tokens, qk_head_dim]``."""
-        if hasattr(self, "q_a_proj"):  # queries have a latent of their own, which is not stored
-            x = self._norm("q_a_norm", project(self.q_a_proj, x))
-        query = project(self.q_b_proj if hasattr(self, "q_b_proj") else self.q_proj, x)
-        return self._norm("q_norm", _heads(query, self.spec.attention.qk_head_dim))
+    def _projected(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Project queries, and keys and values or the rows that a latent stores, as `attend` takes them."""
+        of_query = self.q_a_proj if "q_a_proj" in self._modules else self.q_proj
+        is_latent = isinstance(self.spec.attention.storage, Latent)
+        of_source = [self.kv_a_proj] if is_latent else [self.k_proj, self.v_proj]
+        if source is x:  # they are read together
+            query, *stored = project([of_query, *of_source], x)
+        else:
+            (query,), stored = project([of_query], x), project(of_source, source)
+        return self._queries(query), *self._keys_and_values(*stored)
 
-    def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Project keys and values, or the rows that a latent stores, as `attend` takes them."""
+    def _queries(self, x: Tensor) -> Tensor:
+        """Return queries ``[batch, num_heads · maps, tokens, qk_head_dim]`` of what was projected first."""
+        if "q_b_proj" in self._modules:  # queries have a latent of their own, which is not stored
+            (x,) = project([self.q_b_proj], self._norm("q_a_norm", x))
+        return self._norm("q_norm", _heads(x, self.spec.attention.qk_head_dim))
+
+    def _keys_and_values(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return keys and values of what was projected, or the rows that a latent stores."""
         spec = self.spec.attention
         if isinstance(spec.storage, Latent):
-            rank, rope = spec.storage.kv_lora_rank, spec.storage.qk_rope_head_dim
-            latent, rope_key = project(self.kv_a_proj, source).split([rank, rope], dim=-1)
+            latent, rope_key = key.split([spec.storage.kv_lora_rank, spec.storage.qk_rope_head_dim], dim=-1)
             return torch.cat([self._norm("kv_a_norm", latent), rope_key], dim=-1)[:, None], None
-        key = self._norm("k_norm", _heads(project(self.k_proj, source), spec.qk_head_dim))
-        return key, _heads(project(self.v_proj, source), spec.v_head_dim)
+        assert value is not None
+        return self._norm("k_norm", _heads(key, spec.qk_head_dim)), _heads(value, spec.v_head_dim)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """Apply a norm, if the layer has it."""
-        norm = getattr(self, name, None)
-        return x if norm is None else norm(x.to(norm.weight.dtype))  # under autocast they differ
+        if name not in self._modules:
+            return x
+        norm = getattr(self, name)
+        output: Tensor = norm(x.to(norm.weight.dtype))  # under autocast they differ
+        return output
 
     def _source(self, x: Tensor, context: Tensor | None, cache: Cache | None) -> Tensor:
         """Return what keys and values are made of, and check it."""
@@ -359,13 +369,12 @@ class Attention(nn.Module):
 
 def _heads(x: Tensor, width: int) -> Tensor:
     """Lay ``[batch, tokens, heads · width]`` out as ``[batch, heads, tokens, width]``."""
-    heads: Tensor = x.unflatten(-1, (-1, width))
-    return heads.transpose(1, 2)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // width, width).transpose(1, 2)
 
 
 def _recording(cache: Cache | None) -> contextlib.AbstractContextManager[Any]:
     """Record nothing for a backward pass over a cache: its buffers would tie every step's graph to the next one's."""
-    return contextlib.nullcontext() if cache is None else torch.no_grad()
+    return torch.no_grad() if cache is not None and torch.is_grad_enabled() else contextlib.nullcontext()
 
 
 def _over_past(call: Call, cache: Cache | None) -> contextlib.AbstractContextManager[Call]:

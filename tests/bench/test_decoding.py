@@ -109,7 +109,7 @@ def test_a_row_says_which_part_of_the_read_rate_it_reaches() -> None:
 
 
 def test_a_kernel_that_is_not_there_is_a_note_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyhead.kernels.decode_numba.unavailable", lambda: "numba is not installed")
+    monkeypatch.setattr("polyhead.kernels.compiled.unavailable", lambda: "numba is not installed")
     assert "numba is not installed" in (refusal(case("decode-gqa"), torch.float32) or "")
     record = harness.run([tiny("decode-gqa")], threads=1, seconds=0.2)
     assert not record.failures

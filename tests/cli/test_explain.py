@@ -39,7 +39,7 @@ def test_json(call: Polyhead) -> None:
 def test_what_is_asked_for_besides_changes_the_choice(
     call: Polyhead, monkeypatch: pytest.MonkeyPatch, name: str, option: str, before: str, after: str
 ) -> None:
-    monkeypatch.setattr("polyhead.kernels.decode_numba.unavailable", lambda: "numba is not installed")
+    monkeypatch.setattr("polyhead.kernels.compiled.unavailable", lambda: "numba is not installed")
     kernels = [json.loads(call("explain", name, "--json", *more).out)["kernel"] for more in ([], [option])]
     assert kernels == [before, after]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from polyhead.kernels import decode, decode_numba, decoding, select
+from polyhead.kernels import compiled, decode, decode_numba, decoding, select
 from polyhead.kernels.common import Case
 from tests.inputs import Inputs
 from tests.kernels.watch import NothingNewAsLargeAs
@@ -221,11 +221,11 @@ def test_auto_takes_compiled_decoding_where_there_is_numba_and_pytorch_s_elsewhe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = Case(spec=spec("causal, RoPE"), q_len=1, kv_len=5000)
-    monkeypatch.setattr(decode_numba, "unavailable", lambda: "numba is not installed: pip install 'polyhead[numba]'")
+    monkeypatch.setattr(compiled, "unavailable", lambda: "numba is not installed: pip install 'polyhead[numba]'")
     explained = select.explain_case(case)
     assert explained.kernel == "decode"
     assert explained.others["numba"] == "numba is not installed: pip install 'polyhead[numba]'"
-    monkeypatch.setattr(decode_numba, "unavailable", lambda: None)
+    monkeypatch.setattr(compiled, "unavailable", lambda: None)
     assert select.choose(case).name == "numba"
     assert select.choose(case._replace(needs_grad=True)).name not in ("numba", "decode")
     assert select.explain_case(case._replace(needs_grad=True)).others["decode"] == (

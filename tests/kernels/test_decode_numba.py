@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from polyhead.kernels import decode_numba, team
+from polyhead.kernels import compiled, decode_numba, team
 from tests.tolerances import assert_close
 
 pytest.importorskip("numba")
@@ -166,7 +166,7 @@ def test_without_a_directory_pytorch_decodes(tmp_path: Path, monkeypatch: pytest
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(file))
-    why: Any = decode_numba.unavailable.__wrapped__()
+    why: Any = compiled.unavailable.__wrapped__()
     assert why == "numba has no directory to keep what it compiles; set NUMBA_CACHE_DIR to one that can be written to"
     kernel, said, _ = run(file)
     assert (kernel, said) == ("decode", ["True", "False", "False"])

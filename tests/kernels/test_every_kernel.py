@@ -33,7 +33,7 @@ from tests.tolerances import assert_close
 
 def test_each_kernel_has_a_spec_here_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyhead.kernels.flex_operator.missing", lambda: None)  # what it needs is on GPU machines
-    monkeypatch.setattr("polyhead.kernels.decode_numba.unavailable", lambda: None)
+    monkeypatch.setattr("polyhead.kernels.compiled.unavailable", lambda: None)
     cases = [
         Case(spec=one, q_len=q_len, kv_len=300, device=device)
         for one in SPECS.values()

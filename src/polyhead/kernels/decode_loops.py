@@ -17,7 +17,8 @@ from numba.extending import overload
 
 from polyhead.kernels.vectors import (
     LANES,
-    at_address,
+    LONG,
+    array_at,
     float_of_bits,
     fma,
     load,
@@ -41,7 +42,6 @@ FEW_ROWS = 8
 """Rows for which numbers in half precision are widened each time that they are met, and not once for all rows."""
 
 _LINE = 16  # float32 numbers in 64 bytes
-_LONG = 2**40  # numbers, more than any array has
 _ZERO, _HALF, _ONE, _LOWEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-126)
 _NOTHING = np.float32(-np.inf)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -326,12 +326,6 @@ def _merge(table: Any, floats: Any, state: Any, parts: Any, out: Any) -> None:
                 at += v_width
 
 
-@_compiled
-def _array(table: Any, place: int, dtype: Any) -> Any:
-    """Return the array whose address stands at a place of a table; no index is checked against its length."""
-    return carray(at_address(table[place]), (_LONG,), dtype)
-
-
 def worker(dtype: Any, *, kept: bool) -> Any:
     """Compile what a thread runs, which is given the address of a table: units until none is left.
 
@@ -344,12 +338,12 @@ def worker(dtype: Any, *, kept: bool) -> Any:
     """
 
     def work(pointer: Any) -> None:
-        table = carray(pointer, (_LONG,), np.int64)
-        first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `_array` anew
-        query, key = _array(table, first, dtype), _array(table, first + 1, dtype)
-        value, key_positions = _array(table, first + 2, dtype), _array(table, first + 3, np.int64)
-        mask, floats = _array(table, first + 4, np.uint8), _array(table, first + 5, np.float32)
-        state, parts = _array(table, first + 6, np.float32), _array(table, first + 7, np.float32)
+        table = carray(pointer, (LONG,), np.int64)
+        first = np.int64(ARRAYS)  # a variable: for each constant numba would compile `array_at` anew
+        query, key = array_at(table, first, dtype), array_at(table, first + 1, dtype)
+        value, key_positions = array_at(table, first + 2, dtype), array_at(table, first + 3, np.int64)
+        mask, floats = array_at(table, first + 4, np.uint8), array_at(table, first + 5, np.float32)
+        state, parts = array_at(table, first + 6, np.float32), array_at(table, first + 7, np.float32)
         given, results = (query, key, value, key_positions, mask, floats), (state, parts)
         rows = table[SIZES + 1] * table[SIZES + 4]
         room = (
@@ -367,6 +361,6 @@ def worker(dtype: Any, *, kept: bool) -> Any:
             done = taken(table, DONE) + 1  # all others have been written when the last one counts itself
             unit = taken(table, COUNTER)
         if done == table[UNITS]:
-            _merge(table, floats, state, parts, _array(table, first + 8, np.float32))
+            _merge(table, floats, state, parts, array_at(table, first + 8, np.float32))
 
     return cfunc(types.void(types.voidptr), cache=kept, error_model="numpy")(work)

@@ -1,6 +1,6 @@
 """Vectors of eight float32 for functions that numba compiles: what its own loops do not become by themselves.
 
-Only `polyhead.kernels.decode_loops` imports this, when compiled decoding is first asked for.
+Only the modules with such loops import this, when they are first asked for.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 8
 """Numbers in a vector: one register of AVX2, half of one of AVX-512, two of NEON."""
+
+LONG = 2**40
+"""Numbers, more than any array has: no index is checked against an array's length."""
 
 _FLOAT, _INT, _BYTES = ir.FloatType(), ir.IntType(32), ir.IntType(8).as_pointer()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -135,6 +138,12 @@ def at_address(_: Any, number: Any) -> Any:
         return builder.inttoptr(args[0], _BYTES)
 
     return types.voidptr(types.int64), code
+
+
+@njit(nogil=True)
+def array_at(table: Any, place: int, dtype: Any) -> Any:
+    """Return the array whose address stands at a place of a table."""
+    return carray(at_address(table[place]), (LONG,), dtype)
 
 
 @intrinsic
