@@ -119,7 +119,7 @@ def check_tokens(name: str, x: Tensor, width: int, like: Tensor) -> None:
         raise ShapeError(f"{name} has dtype {x.dtype}; give {like.dtype}, the layer's")
     if x.device != like.device:
         raise ShapeError(f"{name} is on {x.device} and the layer on {like.device}; move one")
-    if autocast_dtype(x.device.type, x.dtype) != autocast_dtype(x.device.type, like.dtype):
+    if x.dtype != like.dtype and autocast_dtype(x.device.type, x.dtype) != autocast_dtype(x.device.type, like.dtype):
         raise ShapeError(f"{name} has dtype {x.dtype}; give {like.dtype}, the layer's")
 
 
@@ -158,14 +158,19 @@ def _check_inputs(inputs: Mapping[str, Any], spec: AttentionSpec) -> None:
 
 def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     """Return what autocast makes of a dtype: its own if it is on, but for float64, which it leaves alone."""
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not _has_autocast(device):
         return dtype
     return dtype if dtype == torch.float64 else torch.get_autocast_dtype(device)
 
 
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+
+
 def _as_autocast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    dtypes = {name: autocast_dtype(x.device.type, x.dtype) for name, x in tensors.items()}
-    return {name: x if x.dtype == dtypes[name] else x.to(dtypes[name]) for name, x in tensors.items()}
+    if not _has_autocast(tensors["query"].device.type):  # all are on one device, which is checked next
+        return tensors
+    return {name: x.to(autocast_dtype(x.device.type, x.dtype)) for name, x in tensors.items()}
 
 
 def _check_together(tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,6 @@ FEWEST_WEIGHTS = 2**16
 EIGHT = 8
 """Numbers that compiled loops take at once."""
 
-_CPU = torch.device("cpu")
 _HAS_MKL = torch.backends.mkl.is_available()
 
 
@@ -46,7 +45,7 @@ def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def _is_single_row(x: Tensor) -> bool:
-    if type(x) is not Tensor or x.numel() != x.shape[-1] or x.device != _CPU or x.dtype != torch.float32:
+    if type(x) is not Tensor or x.numel() != x.shape[-1] or not x.is_cpu or x.dtype != torch.float32:
         return False
     return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
@@ -56,7 +55,7 @@ def _plain_weight(linear: nn.Module) -> Tensor | None:
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
         return None
     weight = linear._parameters.get("weight")  # quicker than `linear.weight`; another kind of tensor is not there
-    if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device != _CPU:
+    if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or not weight.is_cpu:
         return None
     return weight
 

@@ -92,12 +92,13 @@ def turn(x: Tensor, waves: tuple[Tensor, Tensor], spec: AttentionSpec, *, start:
     cos, sin = waves
     width = spec.rotary_dim
     planes = x if width == x.shape[-1] else x[..., start : start + width]
-    planes = planes.to(cos.dtype)
+    planes = planes if planes.dtype == cos.dtype else planes.to(cos.dtype)
     if spec.position.pairs == "half":
         partners = planes.roll(width // 2, dims=-1)
     else:
         partners = planes.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    turned = torch.addcmul(planes * cos, partners, sin).to(x.dtype)
+    turned = torch.addcmul(planes * cos, partners, sin)
+    turned = turned if turned.dtype == x.dtype else turned.to(x.dtype)
     if width == x.shape[-1]:
         return turned
     around = (x[..., :start], x[..., start + width :])
