@@ -8,6 +8,8 @@ import importlib.util
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from polyhead.kernels import compiled, projection
 from tests.tolerances import assert_close
@@ -146,3 +148,27 @@ def test_a_gradient_and_autocast_go_through_the_module():
     assert torch.equal(linear.weight.grad, x[0].expand(256, 256))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert projection.project([linear], x)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("way")
+def test_what_counts_traces_or_transforms_operations_sees_them():
+    linear, x = nn.Linear(256, 256), torch.randn(3, 1, 1, 256)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            projection.project([linear], x[0])
+        assert counter.get_total_flops() == 2 * 256 * 256
+        traced = make_fx(lambda row: projection.project([linear], row)[0])(x[0])
+        assert_close(traced(x[1]), expected(linear, x[1]), torch.float32)
+        rows = torch.func.vmap(lambda row: projection.project([linear], row)[0])(x)
+        assert_close(rows, expected(linear, x), torch.float32)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_what_stands_in_a_parameter_s_place_is_read(name):
+    linear, x = nn.Linear(256, 256), torch.randn(1, 1, 256)
+    tensor = getattr(linear, name).detach()
+    delattr(linear, name)
+    setattr(linear, name, 2 * tensor)
+    with torch.no_grad():
+        assert torch.equal(projection.project([linear], x)[0], linear(x))

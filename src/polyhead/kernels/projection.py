@@ -38,7 +38,7 @@ def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     there = [weight for weight in weights if weight is not None]
     if len(there) < len(linears) or sum(weight.numel() for weight in there) < FEWEST_WEIGHTS:
         return [linear(x) for linear in linears]
-    in_loops = all(_fits(weight, x) for weight in there) and compiled.unavailable() is None
+    in_loops = all(_fits(weight, x) for weight in there) and compiled.unavailable() is None and not _is_watched()
     rows = _together(there, x) if in_loops else [_in_parts(weight, x) for weight in there]
     biases = [linear._parameters["bias"] for linear in linears]
     return [row if bias is None else row + bias for row, bias in zip(rows, biases, strict=True)]
@@ -54,7 +54,8 @@ def _plain_weight(linear: nn.Module) -> Tensor | None:
     """Return a module's float32 numbers, if it does nothing but multiply rows by them, and they are here."""
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
         return None
-    weight = linear._parameters.get("weight")  # quicker than `linear.weight`; another kind of tensor is not there
+    parameters = linear._parameters  # quicker than `linear.weight`; what pruning puts in its place is not there
+    weight = parameters.get("weight") if "bias" in parameters else None
     if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or not weight.is_cpu:
         return None
     return weight
@@ -64,6 +65,11 @@ def _fits(weight: Tensor, x: Tensor) -> bool:
     """Whether the loops can read a matrix: rows of a width that they take, each in one piece."""
     width = weight.shape[1]
     return width == x.shape[-1] and width % EIGHT == 0 and weight.stride(1) == 1
+
+
+def _is_watched() -> bool:
+    """Whether PyTorch's operations are counted, traced or transformed, as by ``torch.func.vmap``: loops are none."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
 
 
 def _together(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
