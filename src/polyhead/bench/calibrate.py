@@ -145,7 +145,7 @@ def table(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         predicted, measured = 1e3 * row["predicted_seconds"], 1e3 * row["measured_seconds"]
         ratio = f"{predicted / measured:.2f}"
-        cells.append((row["what"], f"{row['tokens']:,}", f"{predicted:,.4g}", f"{measured:,.4g}", ratio, row["bound"]))
+        cells.append((row["what"], f"{row['tokens']:,}", f"{predicted:,.1f}", f"{measured:,.1f}", ratio, row["bound"]))
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
