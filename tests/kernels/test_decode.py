@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import polyhead as ph
-from polyhead.kernels import compiled, decode, decode_numba, decoding, select
+from polyhead.kernels import compiled, decode, decode_numba, decoding, flash, select
 from polyhead.kernels.common import Case
 from tests.inputs import Inputs
 from tests.kernels.watch import NothingNewAsLargeAs
@@ -73,6 +73,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_numba, "BYTES_A_THREAD", 2**10)
     monkeypatch.setattr(decoding, "WIDENED_ELEMENTS", 2**10)
     monkeypatch.setattr(decoding, "FEWEST_KEYS", 0)
+    monkeypatch.setattr(decode, "STRETCH", 32)
+    monkeypatch.setattr(decode, "FEWEST_ROWS", 9)  # those of a group of three heads and three queries
 
 
 def attend(inputs: Inputs, kernel: str, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
@@ -98,6 +100,30 @@ def test_every_mechanism_it_takes(kernel: str, name: str, q_len: int) -> None:
 @BOTH
 def test_lengths_around_every_boundary(kernel: str, name: str, q_len: int, kv_len: int) -> None:
     check(Inputs.draw(spec(name), 1, q_len=q_len, kv_len=kv_len), kernel)
+
+
+@pytest.mark.parametrize(
+    ("name", "q_len", "kv_len", "expected"),
+    [
+        ("causal, RoPE", 3, 301, True),
+        ("one key head", 2, 301, True),
+        ("window", 3, 301, False),  # of 42 keys too many are not seen by all
+        ("causal, RoPE", 2, 301, False),
+        ("causal, RoPE", 3, 60, False),
+        *((name, 3, 301, False) for name in ("ALiBi", "T5", "paper", "values wider", "softcap, ALiBi, sinks")),
+    ],
+)
+def test_many_rows_go_by_stretches_of_keys(
+    monkeypatch: pytest.MonkeyPatch, name: str, q_len: int, kv_len: int, expected: bool
+) -> None:
+    calls = []
+    stretched = flash.in_stretches
+    monkeypatch.setattr(flash, "in_stretches", lambda *given: calls.append(1) or stretched(*given))
+    inputs = Inputs.draw(spec(name), 5, q_len=q_len, kv_len=kv_len)
+    found = attend(inputs, "decode")
+    assert bool(calls) is expected
+    monkeypatch.setattr(decode, "FEWEST_ROWS", 10**9)
+    assert_close(found, attend(inputs, "decode"), torch.float32)
 
 
 @pytest.mark.parametrize("name", ["causal, RoPE", "values wider", "T5", "paper", "first tokens kept"])

@@ -125,7 +125,7 @@ def _show(found: Plan, top: int, *, as_json: bool) -> None:
     out.print(
         Text(
             f"{found.model.title}, {load.context:,} tokens{batch}, on {several}{found.device.title}, {load.precision}: "
-            f"{load.task.what}; least {found.objective}"
+            f"{load.task.what}; ranked for {found.objective}"
         )
     )
     out.print()

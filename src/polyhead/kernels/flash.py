@@ -130,14 +130,46 @@ def forward(query: Tensor, key: Tensor, value: Tensor, tiles: Iterator[Tile], sc
             if rows.shape == output.shape and tile.part == "whole":
                 return rows, sums
             if tile.part == "more":
-                _join(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
+                join(_rows_of(out, tile), _rows_of(row_lse, tile), rows, sums)
                 continue
             _rows_of(out, tile).copy_(rows)
             _rows_of(row_lse, tile).copy_(sums)
     return output, lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
-def _join(rows: Tensor, sums: Tensor, more_rows: Tensor, more_sums: Tensor) -> None:
+def in_stretches(query: Tensor, key: Tensor, value: Tensor, size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute attention of a few queries over many keys, whose stretches take the place of a batch.
+
+    Threads share what is in a batch, and a few queries alone would be one thread's.
+
+    Args:
+        query: ``[batch, heads, queries, width]``.
+        key: ``[batch, heads, kv_len, width]``.
+        value: ``[batch, heads, kv_len, width]``.
+        size: Keys in a stretch.
+        scale: The factor on q·k.
+
+    Returns:
+        The output, and its log-sum-exps ``[batch, heads, queries]``, which `join` takes.
+    """
+    whole = key.shape[2] - key.shape[2] % size
+    output = query.new_zeros(query.shape)
+    sums = torch.full(query.shape[:3], -torch.inf, dtype=compute_dtype(query.dtype), device=query.device)
+    for row in range(query.shape[0]):
+        some = slice(row, row + 1)
+        for keys, count in ((slice(0, whole), whole // size), (slice(whole, None), 1)):
+            stretches = [x[row, :, keys].unflatten(1, (count, -1)).transpose(0, 1) for x in (key, value) if count]
+            if not stretches or not stretches[0].shape[2]:
+                continue
+            rows = query[some].expand(count, -1, -1, -1)
+            out, lse = getattr(torch.ops.aten, _FORWARD)(rows, *stretches, scale=scale)
+            total = lse.logsumexp(0, keepdim=True)
+            out = (out * (lse - total).exp().unsqueeze(-1)).sum(0, keepdim=True)
+            join(output[some], sums[some], out, total)
+    return output, sums
+
+
+def join(rows: Tensor, sums: Tensor, more_rows: Tensor, more_sums: Tensor) -> None:
     """Change the output and the log-sum-exps of some keys into those of more keys too."""
     total = torch.logaddexp(sums, more_sums)
     share = more_sums.sub_(total).exp_().masked_fill_(total == -torch.inf, 0.0)

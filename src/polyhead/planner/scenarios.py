@@ -182,4 +182,4 @@ def _asked(found: Plan) -> str:
     trained = "" if found.is_trained else " to be trained"
     count = "" if found.load.devices == 1 else f"{found.load.devices} × "
     task, where = found.load.task.name, f"{count}{found.device.name}"
-    return f"{found.model.name}{trained}, {task}, {found.load.context:,} tokens, {where}, least {found.objective}"
+    return f"{found.model.name}{trained}, {task}, {found.load.context:,} tokens, {where}, for {found.objective}"

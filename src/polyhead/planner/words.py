@@ -27,6 +27,8 @@ def sentences(plan: Plan) -> Iterator[str]:
     yield _answer(plan)
     yield from _without_training(plan)
     if plan.own is not None:
+        if plan.own.over and plan.best is not None and (ways := _ways(plan, plan.own)):
+            yield f"{plan.own.name} fits with {', or with '.join(ways)}."
         yield from _binding(plan, plan.own)
         yield from _devices(plan)
     elif plan.best is not None:
@@ -67,7 +69,7 @@ def _without_training(plan: Plan) -> Iterator[str]:
             unknown = [
                 NAMES[option] for option, found in stack.way.quality.items() if found is None or found.loss is None
             ]
-            but = f"; nobody measured what is lost with {', '.join(unknown)}" if unknown else ""
+            but = f", of which nobody measured what is lost ({', '.join(unknown)})" if unknown else ""
             yield f"{said} the best is {stack.name}{but}."
 
 
@@ -79,14 +81,16 @@ def nearest(plan: Plan) -> str:
     said = f"{stack.name} is {_gib(stack.over)} too large for {plan.device.title}"
     if least is not stack:
         said += f", and the least of all, {least.name}, {_gib(least.over)}"
-    ways = [
-        way for way in (_shorter(plan, stack), _fewer(plan, stack), _narrower(plan, stack), _more(plan, stack)) if way
-    ]
+    ways = _ways(plan, stack)
     if not ways:
-        return (
-            f"{said}. No shorter context, smaller batch, narrower format or up to {MOST_DEVICES:,} devices change that."
-        )
+        return f"{said}. No shorter context, smaller batch, narrower format, or {MOST_DEVICES:,} devices change that."
     return f"{said}. The first fits with {', or with '.join(ways)}."
+
+
+def _ways(plan: Plan, stack: Stack) -> list[str]:
+    """Return what else would let a stack fit that is too large."""
+    every = (_shorter(plan, stack), _fewer(plan, stack), _narrower(plan, stack), _more(plan, stack))
+    return [way for way in every if way is not None]
 
 
 def _fits(plan: Plan, stack: Stack, **changes: object) -> bool:
