@@ -72,7 +72,8 @@ def text(**changes: object) -> str:
         (text(reached={"beauty": 1.0}), "reached names 'beauty'; it may name products, pairs, weights, cache"),
         (text(reached={"cache": 0.0}), "reached['cache']=0.0 is no number above 0"),
         (text(layer_seconds=-1.0), "layer_seconds=-1.0"),
-        (text(rates=3), "device.json"),
+        (text(rates=3), "rates=3 maps no names"),
+        (text(sources=[]), "sources=[] maps no names"),
         (text(title=3), "title=3 is no text"),
     ],
 )

@@ -22,7 +22,7 @@ def test_the_answer_comes_first(call: Polyhead) -> None:
     assert (done.code, done.err) == (0, "")
     heading, _, answer, _, columns, own, *_ = done.out.splitlines()
     assert heading.startswith("Llama 3 8B, 131,072 tokens, on NVIDIA A100 SXM 80 GB, bf16")
-    assert answer.startswith("Keep GQA-8")
+    assert answer.startswith("Keep GQA-8 + RoPE + causal + softmax, trained on 8,192 tokens")
     assert columns.split()[:2] == ["stack", "cache"]
     assert own.startswith("GQA-8 + RoPE + causal + softmax (its own)")
     found = ph.plan("llama-3-8b", context=131_072, device="a100-80")
@@ -87,6 +87,9 @@ def test_a_picture(call: Polyhead, tmp_path: Path) -> None:
         (["--model", "llama-3-8b", "--precision", "cache=fp9"], "did you mean fp8"),
         (["--model", "llama-3-8b", "--plot", "plan.pdf"], ".png or .svg"),
         (["--model", "llama-3-8b", "--device", "missing.json"], "missing.json"),
+        (["--model", "/nope/config.json"], "cannot read /nope/config.json"),
+        (["--model", "llama-3-8b", "--top", "0"], "--top"),
+        (["--model", "llama-3-8b", "--what-fits", "context", "--context", "9"], "--context says nothing beside"),
         ([], "--model"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 import polyhead as ph
 from polyhead.cost import attended, cache_bytes, decode_step, prefill, training_memory, training_work
-from polyhead.cost.model import Seconds, decode_work, memory, prefill_work, seconds
+from polyhead.cost.model import Seconds, decode_work, feed_forward_width, memory, prefill_work, seconds
 from polyhead.errors import SpecError
 
 LLAMA = ph.model("llama-3-8b")
@@ -164,6 +164,17 @@ def test_a_training_step_is_six_operations_for_each_weight_a_token_meets(name: s
     assert found.useful - 3 * sum(_attended(layer, tokens, 2) for layer in model.layers) == pytest.approx(
         6 * 2 * tokens * met, rel=1e-3
     )
+
+
+def test_a_layer_that_is_computed_again_is_executed_four_times() -> None:
+    step, forward = training_work(LLAMA, 512), prefill_work(LLAMA, 512)
+    assert step.executed / forward.executed == pytest.approx(4, rel=0.2)
+    assert step.useful / forward.useful == pytest.approx(3, rel=0.2)
+
+
+def test_a_feed_forward_layers_width() -> None:
+    assert feed_forward_width(LLAMA) == pytest.approx(3 * 14_336, rel=1e-3)
+    assert feed_forward_width(ph.model("gpt2")) == pytest.approx(2 * 3072, rel=0.2)  # with its table of positions
 
 
 def _attended(layer: ph.LayerSpec, tokens: int, batch: int) -> float:

@@ -32,7 +32,7 @@ def test_what_is_lost(evidence: Evidence, loss: float | None) -> None:
 
 def test_it_is_told_with_its_source() -> None:
     assert str(one(50.0, 49.0)) == "a score, 50 to 49 (a paper)"
-    assert str(one(None, 5.4)) == "a score, 5.4 (a paper)"
+    assert str(one(None, 5.4)) == "a score: 5.4 (a paper)"
     assert str(one(None, None, no_change=True)) == "a score (a paper)"
 
 

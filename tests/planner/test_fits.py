@@ -39,7 +39,15 @@ def test_nothing_fits() -> None:
 
 def test_what_cannot_do_it_says_why() -> None:
     own, *_ = what_fits("llama-3-8b", device="a100-80", task="stream")
-    assert (own.largest, own.refused) == (0, "its cache grows with every token")
+    assert (own.largest, own.note) == (0, "its cache grows with every token")
+    split, *_ = what_fits("llama-3-8b", device="a100-80", devices=3)
+    assert split.note == "32 heads cannot be split between 3 devices; give a divisor of it"
+
+
+def test_a_longer_context_than_the_model_was_trained_on_is_marked() -> None:
+    own, *others = what_fits("llama-3-8b", device="a100-80")
+    assert own.note == "trained on 8,192 tokens"
+    assert next(fit for fit in others if fit.variant.kinds["position"] == "alibi").note == ""
 
 
 def test_something_else_is_asked() -> None:

@@ -60,7 +60,7 @@ def test_every_model_comes_first_as_it_is_and_nothing_twice(name: str) -> None:
         ("falcon-7b", "MQA + RoPE + causal + softmax"),
         ("bloom-7b1", "MHA + ALiBi + causal + softmax"),
         ("t5-base", "MHA + T5 bias + causal + softmax"),
-        ("bigbird-base", "MHA + no position + BigBird + softmax"),
+        ("bigbird-base", "MHA + no position in it + BigBird + softmax"),
         ("diffllama-1b", "GQA-4 + RoPE + causal + differential"),
     ],
 )
@@ -106,6 +106,24 @@ def test_an_encoder_and_its_decoder_change_together_but_for_what_cross_attention
     rotated = by_kinds("t5-base", position="rope").model
     assert rotated.cross_layers == own.cross_layers
     assert isinstance(rotated.encoder_layers[0].attention.position, ph.Rotary)
+
+
+@pytest.mark.parametrize(("name", "groups"), [("gpt2", 6), ("llama-3-70b", 8), ("qwen2-7b", 4), ("bloom-7b1", 8)])
+def test_groups_divide_heads(name: str, groups: int) -> None:
+    found = [one for one in of(name) if one.kinds["storage"] == "gqa"]
+    assert {one.model.layers[0].attention.num_kv_heads for one in found if one.kinds["weighting"] == "softmax"} == {
+        groups
+    }
+
+
+def test_windows_that_would_see_everything_are_left_out() -> None:
+    found = list(variants(LLAMA, window=None))
+    assert {one.kinds["pattern"] for one in found} == {"causal"}
+
+
+def test_a_window_is_called_by_all_that_it_holds() -> None:
+    t5 = variants(ph.model("bigbird-base"), window=64)
+    assert "window of 65" in next(one.name for one in t5 if one.kinds["pattern"] == "window")  # 32 on either side
 
 
 def test_parameters_follow() -> None:

@@ -102,6 +102,59 @@ def test_nothing_is_converted_where_nothing_is_trained() -> None:
         assert {stack.way.needs for stack in found.stacks} == {"training"}
 
 
+def test_a_models_own_choices_are_not_held_against_it() -> None:
+    for name, context, device in (("falcon-7b", 2048, "b200"), ("gpt2", 1024, "l4"), ("bloom-7b1", 2048, "a100-80")):
+        found = ph.plan(name, context=context, device=device)
+        assert found.best is found.own
+        assert found.own is not None
+        assert (found.own.way.factor, found.own.way.quality) == (1.0, {})
+    retrieving = ph.plan("llama-3-8b", context=8192, device="a100-80", task="retrieve").own
+    assert retrieving is not None
+    assert list(retrieving.way.quality) == [("weighting", "softmax")]  # of which the task's own domain tells
+
+
+def test_a_stack_that_cannot_be_split_is_refused_and_the_others_are_not() -> None:
+    found = ph.plan("qwen2-7b", context=1000, device="h100", devices=4)
+    assert found.best is found.own
+    assert found.refused
+    assert all(why.startswith("14 heads cannot be split between 4 devices") for why in found.refused.values())
+
+
+def test_a_model_to_be_trained_has_its_own_attention_among_the_others() -> None:
+    found = ph.plan("smollm2-135m", context=1000, device="l4", from_scratch=True)
+    own = next(one for one in found.stacks if one.variant.model.layers == found.model.layers)
+    assert own.variant.changed == ("storage",)
+    gpt_oss = ph.plan(
+        "gpt-oss-120b", context=1000, device="b200", devices=2, from_scratch=True, precision="weights=int4"
+    )
+    assert any(one.variant.model.layers == gpt_oss.model.layers for one in (*gpt_oss.stacks, *gpt_oss.dropped))
+
+
+def test_what_is_left_out_follows_from_the_model() -> None:
+    found = ph.plan("t5-base", device="l4")
+    assert (found.load.task.name, found.load.context, found.load.written) == ("translate", 512, 512)
+    assert ph.plan("bigbird-base", device="l4", context=128).load.task.name == "encode"
+    assert ph.plan("gpt2", device="l4", written=10).load.written == 10
+    assert ph.plan("gpt2", device="l4", context=4, written=10).load.written == 3
+
+
+def test_paths_are_taken_as_paths(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(dict(ph.model("gpt2").config)), encoding="utf-8")
+    (tmp_path / "device.json").write_text(A100.to_json(), encoding="utf-8")
+    assert ph.plan(tmp_path, device=tmp_path / "device.json").device == A100
+    for wrong in ({"model": 3}, {"device": 3}):
+        with pytest.raises(ph.ShapeError, match="is a int; give a"):
+            ph.plan(**{"model": "gpt2", "device": "l4", **wrong})  # type: ignore[arg-type]
+
+
+def test_products_are_made_in_the_wider_of_their_formats() -> None:
+    mixed = ph.plan("llama-3-8b", context=1000, device="a100-80", precision="activations=int8")
+    assert mixed.own is not None
+    plain = ph.plan("llama-3-8b", context=1000, device="a100-80").own
+    assert plain is not None
+    assert mixed.own.prompt.computing == plain.prompt.computing  # type: ignore[union-attr]
+
+
 def test_throughput_takes_as_many_sequences_as_fit() -> None:
     found = ph.plan("llama-3-8b", context=8192, device="a100-80", optimise="throughput")
     own = found.own
@@ -171,6 +224,8 @@ def test_this_machine_has_memory_and_rates_once_it_was_calibrated(
         ({"batch": 0}, SpecError, "batch=0"),
         ({"devices": 0}, SpecError, "devices=0"),
         ({"window": 0}, SpecError, "window=0"),
+        ({"context": 10**320}, SpecError, "past 1,099,511,627,776"),
+        ({"written": 0}, SpecError, "written=0"),
         ({"precision": "fp9"}, UnknownNameError, "fp8"),
     ],
 )
@@ -272,5 +327,5 @@ def test_the_most_that_fits(limit: int, least: int, largest: int) -> None:
 
 def test_a_plan_prints_what_it_says(long: Plan) -> None:
     text = str(long)
-    assert text.splitlines()[0] == "Keep GQA-8 + RoPE + causal + softmax: nothing else is worth its change."
+    assert text.startswith("Keep GQA-8 + RoPE + causal + softmax, trained on 8,192 tokens; 131,072 take a scaling")
     assert all(sentence in text for sentence in (*sentences(long), *changes_of(long)))

@@ -94,3 +94,8 @@ def test_an_unknown_task() -> None:
     with pytest.raises(UnknownNameError, match="did you mean translate"):
         task_of("translat")
     assert list(TASKS) == ["generate", "retrieve", "stream", "encode", "translate", "train"]
+
+
+def test_one_pass_holds_the_widest_tensor_of_a_layer() -> None:
+    found = memory_of(LLAMA, load("encode", 16_384))
+    assert found.temporary == pytest.approx(2 * 16_384 * 14_336, rel=0.01)  # the feed-forward layer's

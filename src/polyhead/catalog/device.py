@@ -57,14 +57,10 @@ class Device:
     date: str
 
     def __post_init__(self) -> None:
-        figures: dict[str, Any] = {"memory": self.memory}
-        if self.bandwidth is not None:
-            figures["bandwidth"] = self.bandwidth
-        if self.layer_seconds != 0:
-            figures["layer_seconds"] = self.layer_seconds
-        for kind in ("rates", "reached"):
-            figures |= {f"{kind}[{name!r}]": rate for name, rate in getattr(self, kind).items()}
-        for name, figure in figures.items():
+        for kind in ("rates", "reached", "sources"):
+            if not isinstance(getattr(self, kind), Mapping):
+                raise SpecError(f"{kind}={getattr(self, kind)!r} maps no names; give some, as in {{}}")
+        for name, figure in self._figures().items():
             if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
                 raise SpecError(
                     f"{name}={figure!r} is no number above 0; give bytes, rates a second, shares or seconds"
@@ -75,6 +71,15 @@ class Device:
         for name in ("name", "title", "date"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"{name}={getattr(self, name)!r} is no text")
+
+    def _figures(self) -> dict[str, Any]:
+        """Return the figures that must be numbers above 0, by name."""
+        figures: dict[str, Any] = {"memory": self.memory}
+        figures |= {} if self.bandwidth is None else {"bandwidth": self.bandwidth}
+        figures |= {} if self.layer_seconds == 0 else {"layer_seconds": self.layer_seconds}
+        for kind in ("rates", "reached"):
+            figures |= {f"{kind}[{name!r}]": rate for name, rate in getattr(self, kind).items()}
+        return figures
 
     def share(self, part: str) -> float:
         """Return which part of a rate is reached, one of `SHARES`; 1 where that was not measured."""

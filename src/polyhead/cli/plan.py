@@ -28,13 +28,14 @@ GIB = 2**30
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of sequences at once.")
 @click.option("--device", help="A device of the catalogue, or a file.  [default: this machine]")
 @click.option("--devices", type=int, default=1, show_default=True, help="Devices that share heads and matrices.")
-@click.option("--task", type=click.Choice(TASKS), default="generate", show_default=True, help="What the model does.")
+@click.option("--task", type=click.Choice(TASKS), help="What the model does.  [default: what it is for]")
+@click.option("--written", type=int, help="Tokens of the context that are written one by one.  [default: the task's]")
 @click.option("--precision", help="One format, or such as weights=int4,cache=fp8.  [default: bf16]")
 @click.option("--optimise", type=click.Choice(OBJECTIVES), help="What is made least.  [default: the task's]")
 @click.option("--from-scratch", is_flag=True, help="The model is still to be trained; training always is.")
 @click.option("--window", type=int, default=4096, show_default=True, help="Tokens of a window, where one is tried.")
 @click.option("--what-fits", type=click.Choice(ASKED), help="Say how long a context, or how large a batch, fits.")
-@click.option("--top", type=int, default=8, show_default=True, help="Stacks that are printed.")
+@click.option("--top", type=click.IntRange(1), default=8, show_default=True, help="Stacks that are printed.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw memory and time, as .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every stack.")
 def command(
@@ -64,32 +65,24 @@ def command(
     from polyhead.planner import plan
     from polyhead.planner.fits import what_fits as find
 
-    found = _model_of(model)
-    longest = context if context is not None else found.max_seq_len
-    if what_fits != "context" and longest is None:
-        raise click.UsageError(f"the config of {found.name} names no longest sequence; give --context")
-    if plot is not None and what_fits is None:
-        _check_plot(plot)
-    given = {**options, "context": 1 if longest is None else longest}
-    with progress(f"pricing stacks of {found.name} ..."):
-        answer = plan(found, **given) if what_fits is None else find(found, what_fits, **given)
     if what_fits is not None:
-        assert isinstance(answer, tuple)
-        _print_fits(answer, what_fits, as_json=as_json)
+        unused = {"--plot": plot is not None, "--optimise": options["optimise"] is not None}
+        unused["--context"] = what_fits == "context" and context is not None
+        if names := [name for name, is_given in unused.items() if is_given]:
+            raise click.UsageError(f"{', '.join(names)} says nothing beside --what-fits {what_fits}; leave it out")
+        with progress(f"pricing stacks of {model} ..."):
+            fits = find(model, what_fits, context=context, **options)
+        _print_fits(fits, what_fits, as_json=as_json)
         return
-    _show(answer, top, as_json=as_json)  # type: ignore[arg-type]
     if plot is not None:
-        _draw(answer, plot)  # type: ignore[arg-type]
-    if answer.best is None:  # type: ignore[union-attr]
+        _check_plot(plot)
+    with progress(f"pricing stacks of {model} ..."):
+        answer = plan(model, context=context, **options)
+    _show(answer, top, as_json=as_json)
+    if plot is not None:
+        _draw(answer, plot)
+    if answer.best is None:
         click.get_current_context().exit(1)
-
-
-def _model_of(text: str) -> Any:
-    from polyhead.catalog import model
-    from polyhead.cli.common import read_model
-
-    found = read_model(text)
-    return model(text) if found is None else found  # raises, and names the nearest
 
 
 def _check_plot(path: Path) -> None:
@@ -125,7 +118,7 @@ def _show(found: Plan, top: int, *, as_json: bool) -> None:
     out.print(
         Text(
             f"{found.model.title}, {load.context:,} tokens{batch}, on {several}{found.device.title}, {load.precision}: "
-            f"{load.task.what}; ranked for {found.objective}"
+            f"{load.what}; ranked for {found.objective}"
         )
     )
     out.print()
@@ -199,21 +192,19 @@ def _print_fits(found: Sequence[Fit], asked: str, *, as_json: bool) -> None:
     else:
         heading = "longest context" if asked == "context" else "largest batch"
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("stack", heading, "cache GiB", "in all GiB"):
-            table.add_column(name, justify="left" if name == "stack" else "right", overflow="fold")
+        for name in ("stack", heading, "cache GiB", "in all GiB", "note"):
+            table.add_column(name, justify="left" if name in {"stack", "note"} else "right", overflow="fold")
         for number, fit in enumerate(found):
             largest = f"{fit.largest:,}" if fit.is_bounded else "any"
-            sizes = ("", "") if fit.memory is None else _sizes(fit)
-            table.add_row(
-                fit.variant.name + ("" if number else " (as it is)"), largest if fit.largest else "none", *sizes
-            )
+            name = fit.variant.name + (" (as it is)" if not number and fit.is_trained else "")
+            table.add_row(name, largest if fit.largest else "none", *_sizes(fit), fit.note)
         console().print(table)
     if not any(fit.largest for fit in found):
-        reasons = [fit.refused for fit in found if fit.refused]
-        click.echo(f"polyhead: nothing fits{f': {reasons[0]}' if reasons else ', not even one'}", err=True)
+        click.echo(f"polyhead: nothing fits: {found[0].note}", err=True)
         click.get_current_context().exit(1)
 
 
 def _sizes(fit: Fit) -> tuple[str, str]:
-    assert fit.memory is not None
+    if fit.memory is None:
+        return "", ""
     return f"{fit.memory.cache.ideal / GIB:,.2f}", f"{fit.memory.total / GIB:,.1f}"

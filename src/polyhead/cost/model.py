@@ -10,7 +10,7 @@ from polyhead.catalog import Device, Model
 from polyhead.catalog.model import alike
 from polyhead.cost.cache import CacheBytes, Engine, cache_bytes
 from polyhead.cost.operations import Work, activations, decode_step, prefill, training_step
-from polyhead.cost.precision import Precision, precision_of
+from polyhead.cost.precision import BITS, Precision, precision_of
 from polyhead.errors import SpecError
 from polyhead.spec import Latent, LayerSpec
 from polyhead.spec.choice import as_int
@@ -145,7 +145,8 @@ def training_work(
 ) -> Work:
     """Count what a model does for a training step, forward and backward; arguments as those of `prefill_work`.
 
-    Of every token the vocabulary's scores are made. Each product takes two more backward.
+    Of every token the vocabulary's scores are made. Each product takes two more backward, and is executed once more
+    there, since of a layer only its input is kept, see `training_memory`.
     """
 
     def of(layer: LayerSpec) -> Work:
@@ -156,7 +157,9 @@ def training_work(
         work += _summed(
             lambda layer: training_step(layer, context_length, batch=batch, precision=precision), model.encoder_layers
         )
-    return work + 3 * _outside_attention(model, tokens, batch, precision_of(precision), scored=tokens)
+    again = prefill_work(model, tokens, batch=batch, precision=precision, context_length=context_length)
+    more = Work(executed=again.executed, attending=again.attending, moved=again.moved, cached=again.cached)
+    return work + more + 3 * _outside_attention(model, tokens, batch, precision_of(precision), scored=tokens)
 
 
 def training_memory(
@@ -185,10 +188,8 @@ def training_memory(
     own = formats.bytes_of("weights", model.parameters)
     copies = model.parameters * (8 + (4 if own < 4 * model.parameters else 0))
     stack = (*model.layers, *model.cross_layers, *model.encoder_layers)
-    fed = model.active_parameters - sum(times * layer.parameters for layer, times in alike(stack).items())
-    widths = max(0, fed) / len(stack) / model.embed_dim  # of what the feed-forward layer of one makes
-    inside = max(activations(layer, tokens, tokens)[0] for layer in alike(stack))
-    kept = batch * (len(stack) * tokens * model.embed_dim + inside + tokens * widths)
+    inside = max(activations(layer, tokens, tokens)[0] for layer in alike(stack)) + tokens * feed_forward_width(model)
+    kept = batch * (len(stack) * tokens * model.embed_dim + inside)
     scores = 4 * batch * tokens * model.vocab_size
     return Memory(
         weights=math.ceil((2 * own + copies) / devices),
@@ -231,7 +232,7 @@ def seconds(
     Args:
         work: The work, split evenly between the devices; what they say to each other takes no time here.
         device: The device.
-        precision: The formats; ``activations`` is read.
+        precision: The formats, of which `multiplied_in` says in which products are made.
         devices: Number of devices.
         copies: On how many of them each part of the cache lies, and is read.
 
@@ -243,13 +244,36 @@ def seconds(
     """
     if device.bandwidth is None:
         raise SpecError(f"{device.title}: its bandwidth is not known; give a device that has one")
-    rate, share = device.rate(precision_of(precision).activations), device.share
+    rate, share = device.rate(multiplied_in(precision_of(precision))), device.share
     products, around = work.executed - work.attending, work.moved - work.cached
     return Seconds(
         computing=(products / share("products") + work.attending / share("pairs")) / rate / devices,
         moving=(around / share("weights") + copies * work.cached / share("cache")) / device.bandwidth / devices,
         fixed=work.layers * device.layer_seconds,
     )
+
+
+def multiplied_in(precision: Precision) -> str:
+    """Return the format that products are made in: activations', or weights' where these are the wider ones."""
+    is_wider = BITS[precision.weights] > BITS[precision.activations]
+    return precision.weights if is_wider else precision.activations
+
+
+def feed_forward_width(model: Model) -> float:
+    """Return how many numbers a token's feed-forward layer makes, between its matrices, on the average of layers."""
+    layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
+    return max(0, _fed(model)) / len(layers) / model.embed_dim
+
+
+def _fed(model: Model) -> int:
+    """Return the parameters that a token goes through outside attention and the tables of the vocabulary."""
+    layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
+    attention = sum(times * layer.parameters for layer, times in alike(layers).items())
+    return model.active_parameters - attention - _tables(model)
+
+
+def _tables(model: Model) -> int:
+    return (1 if model.tied_embeddings else 2) * model.vocab_size * model.embed_dim
 
 
 def _share(layer: LayerSpec, devices: int) -> float:
@@ -272,11 +296,7 @@ def _outside_attention(model: Model, tokens: int, batch: int, formats: Precision
     Of experts a single token reads its own, and more tokens others, at most as many as they are and at most all. A
     token's row of the embeddings is read and not multiplied.
     """
-    table = model.vocab_size * model.embed_dim
-    layers = (*model.layers, *model.cross_layers, *model.encoder_layers)
-    attention = sum(times * layer.parameters for layer, times in alike(layers).items())
-    tables = table if model.tied_embeddings else 2 * table
-    fed = model.active_parameters - attention - tables
+    table, fed = model.vocab_size * model.embed_dim, _fed(model)
     operations = 2.0 * batch * (tokens * fed + scored * table)
     idle = model.parameters - model.active_parameters
     read = fed + min(idle, (batch * tokens - 1) * fed) + table

@@ -74,12 +74,15 @@ def _in_units(pattern: Pattern, q_len: int, kv_len: int) -> Pattern | None:
 def _of_lists(pattern: Pattern, q_len: int, kv_len: int, head: int, unit: int) -> int:
     """Count what a pattern of runs lets some query of each block of queries see, for all of these, in runs."""
     keys, every = pattern.neighbours(kv_len - q_len, kv_len, kv_len=kv_len, head=head)
-    total, step = 0, QUERY_BLOCK // unit
-    for start in range(0, q_len, step):
-        some = slice(start, min(start + step, q_len))
-        seen = kv_len if every[some].any() else len(np.unique(keys[some][keys[some] >= 0]))
-        total += (some.stop - some.start) * seen
-    return total
+    step = QUERY_BLOCK // unit
+    missing = -q_len % step  # a last block of fewer queries is filled up by such as see nothing
+    keys = np.pad(keys, ((0, missing), (0, 0)), constant_values=-1).reshape(-1, step * keys.shape[1])
+    keys = np.sort(keys, axis=1)
+    seen = np.count_nonzero((keys >= 0) & (np.diff(keys, axis=1, prepend=-1) != 0), axis=1)
+    seen[np.pad(every, (0, missing)).reshape(-1, step).any(axis=1)] = kv_len
+    queries = np.full(len(seen), step)
+    queries[-1] -= missing
+    return int(np.sum(queries * seen))
 
 
 def _of_blocks(band: Band, start: int, count: int, kv_len: int, *, size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from polyhead.cost import Seconds
 from polyhead.planner.fits import Fit
 from polyhead.planner.plan import Plan, Stack
 from polyhead.planner.words import changes, nearest, sentences
+from polyhead.spec import LayerSpec
 
 SCHEMA = 1
 
@@ -22,8 +24,8 @@ def to_data(plan: Plan) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": plan.model.name,
         "parameters": plan.model.parameters,
-        "device": plan.device.name,
-        "capacity_bytes": plan.device.memory,
+        "trained_on": plan.model.max_seq_len,
+        "device": json.loads(plan.device.to_json()),
         "devices": load.devices,
         "task": load.task.name,
         "context": load.context,
@@ -39,6 +41,7 @@ def to_data(plan: Plan) -> dict[str, Any]:
         "stacks": [stack_data(stack) for stack in plan.stacks],
         "dropped": [stack_data(stack) for stack in plan.dropped],
         "refused": dict(plan.refused),
+        "notes": list(plan.notes),
         "sentences": list(sentences(plan)),
         "changes": list(changes(plan)),
     }
@@ -50,7 +53,9 @@ def stack_data(stack: Stack) -> dict[str, Any]:
         "name": stack.name,
         "kinds": stack.variant.kinds,
         "changed": list(stack.variant.changed),
-        "layers": [{"layer": layer.to_data(), "times": n} for layer, n in alike(stack.variant.model.layers).items()],
+        "layers": _layers(stack.variant.model.layers),
+        "encoder_layers": _layers(stack.variant.model.encoder_layers),
+        "cross_layers": _layers(stack.variant.model.cross_layers),
         "parameters": stack.variant.model.parameters,
         "batch": stack.batch,
         "memory_bytes": {
@@ -87,10 +92,15 @@ def fits_data(asked: str, fits: Sequence[Fit]) -> dict[str, Any]:
             "total_bytes": None if fit.memory is None else fit.memory.total,
             "cache_bytes": None if fit.memory is None else fit.memory.cache.ideal,
             "refused": fit.refused,
+            "trained_on": fit.trained_on,
         }
         for fit in fits
     ]
     return {"schema": SCHEMA, "what_fits": asked, "stacks": rows}
+
+
+def _layers(layers: Sequence[LayerSpec]) -> list[dict[str, Any]]:
+    return [{"layer": layer.to_data(), "times": times} for layer, times in alike(layers).items()]
 
 
 def _seconds(found: Seconds | None) -> dict[str, Any] | None:

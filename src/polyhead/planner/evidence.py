@@ -62,10 +62,9 @@ class Evidence:
         return max(0.0, lost / self.reference)
 
     def __str__(self) -> str:
-        figures = "" if None in (self.reference, self.found) else f", {self.reference:g} to {self.found:g}"
-        if figures == "" and self.found is not None:
-            figures = f", {self.found:g}"
-        return f"{self.what}{figures} ({self.source})"
+        if self.reference is not None and self.found is not None:
+            return f"{self.what}, {self.reference:g} to {self.found:g} ({self.source})"
+        return f"{self.what}{'' if self.found is None else f': {self.found:g}'} ({self.source})"
 
 
 _GQA = "Ainslie et al. 2023, arXiv 2305.13245, table 1"
@@ -178,7 +177,7 @@ EVIDENCE: tuple[Evidence, ...] = (
     Evidence(
         option=("pattern", "window-first"),
         domain="language",
-        what="Llama-2-13B as it is, perplexity where the window alone has 5,158",
+        what="Llama-2-13B as it is, whose perplexity in a window alone is 5,158",
         found=5.40,
         source=_SINKS,
         converted=True,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from polyhead.catalog import Model
 from polyhead.cost import Memory
 from polyhead.errors import SpecError, unknown_name
+from polyhead.planner.asked import most
 from polyhead.planner.options import Variant
-from polyhead.planner.plan import Planning, most, planning
+from polyhead.planner.plan import Planning, planning
+from polyhead.planner.ranking import needs_extension
 from polyhead.planner.tasks import Load, cannot, memory_of
 
 ASKED = {"context": 2**30, "batch": 2**20}
@@ -26,6 +29,8 @@ class Fit:
         memory: Bytes on each device with that much; None where nothing fits.
         is_bounded: Whether more does not fit; else it is the most that was looked at.
         refused: Why it cannot do the task, or None.
+        is_trained: Whether the model's weights are there.
+        trained_on: The longest sequence that these were trained on, where a longer one is named. None: none is.
     """
 
     variant: Variant
@@ -33,9 +38,18 @@ class Fit:
     memory: Memory | None
     is_bounded: bool = True
     refused: str | None = None
+    is_trained: bool = True
+    trained_on: int | None = None
+
+    @property
+    def note(self) -> str:
+        """What is to be said besides."""
+        if not self.largest:
+            return self.refused or "its weights alone, or a single one, are too large"
+        return "" if self.trained_on is None else f"trained on {self.trained_on:,} tokens"
 
 
-def what_fits(model: Model | str, asked: str = "context", **options: Any) -> tuple[Fit, ...]:
+def what_fits(model: Model | str | os.PathLike[str], asked: str = "context", **options: Any) -> tuple[Fit, ...]:
     """Return how much fits with each stack: the model's own, then those with one choice changed, the most first.
 
     ::
@@ -57,7 +71,9 @@ def what_fits(model: Model | str, asked: str = "context", **options: Any) -> tup
     if asked not in ASKED:
         raise unknown_name("quantity", asked, list(ASKED))
     begun = planning(model, **{"optimise": "memory", **options, asked: 1})
-    own, *others = (_fit(begun, asked, variant) for variant in begun.variants() if len(variant.changed) <= 1)
+    load = dataclasses.replace(begun.load, context=ASKED["context"]) if asked == "context" else begun.load
+    every = dataclasses.replace(begun, load=load).variants()  # with windows, at contexts that are longer
+    own, *others = (_fit(begun, asked, variant) for variant in every if len(variant.changed) <= 1)
     return (own, *sorted(others, key=lambda fit: -fit.largest))
 
 
@@ -68,15 +84,22 @@ def _fit(begun: Planning, asked: str, variant: Variant) -> Fit:
 
     def fits(number: int) -> bool:
         load = at(number)
-        if cannot(variant.model, load) is not None:
-            return False
-        try:
-            return memory_of(variant.model, load).total <= begun.device.memory
-        except SpecError:
-            return False
+        return cannot(variant.model, load) is None and memory_of(variant.model, load).total <= begun.device.memory
 
-    largest = most(fits, 1, ASKED[asked])
+    try:
+        largest = most(fits, 1, ASKED[asked])
+    except SpecError as error:  # heads that cannot be split between so many devices
+        return Fit(variant=variant, largest=0, memory=None, refused=str(error), is_trained=begun.is_trained)
     if not largest:
-        return Fit(variant=variant, largest=0, memory=None, refused=cannot(variant.model, at(1)))
-    memory = memory_of(variant.model, at(largest))
-    return Fit(variant=variant, largest=largest, memory=memory, is_bounded=largest < ASKED[asked])
+        refused = cannot(variant.model, at(1))
+        return Fit(variant=variant, largest=0, memory=None, refused=refused, is_trained=begun.is_trained)
+    longest = begun.model.max_seq_len
+    is_past = begun.is_trained and needs_extension(variant, at(largest).context, longest)
+    return Fit(
+        variant=variant,
+        largest=largest,
+        memory=memory_of(variant.model, at(largest)),
+        is_bounded=largest < ASKED[asked],
+        is_trained=begun.is_trained,
+        trained_on=longest if is_past else None,
+    )

@@ -14,6 +14,7 @@ from polyhead.planner.evidence import CHOICES, Option
 from polyhead.spec import (
     Alibi,
     AttentionSpec,
+    Band,
     BigBird,
     Causal,
     Differential,
@@ -30,10 +31,11 @@ from polyhead.spec import (
     SlidingWindow,
     Softmax,
 )
+from polyhead.spec.choice import divisors
 from polyhead.spec.position import Position, ShawBias
 
 GROUPS = 8
-"""Key/value heads of grouped-query attention where a model has none of its own."""
+"""Key/value heads of grouped-query attention where a model has none of its own: so many, or fewer that divide heads."""
 
 LATENT_WIDTHS = 4
 """Width of a latent, in widths of a head; its RoPE key takes half a head's, as DeepSeek-V2's 512 + 64 for 128."""
@@ -56,7 +58,7 @@ NAMES: dict[Option, str] = {
     ("position", "alibi"): "ALiBi",
     ("position", "t5"): "T5 bias",
     ("position", "shaw"): "Shaw's bias",
-    ("position", "none"): "no position",
+    ("position", "none"): "no position in it",
     ("pattern", "causal"): "causal",
     ("pattern", "full"): "full",
     ("pattern", "window"): "window",
@@ -115,12 +117,12 @@ def reference(model: Model) -> Model:
     return changed(model, change)
 
 
-def variants(model: Model, *, window: int, sees_later: bool = False) -> Iterator[Variant]:
+def variants(model: Model, *, window: int | None, sees_later: bool = False) -> Iterator[Variant]:
     """Yield a model as it is, then with other things in each combination of the four places that is defined.
 
     Args:
         model: The model.
-        window: Tokens that a window holds.
+        window: Tokens that a window holds. None: windows would see everything, and are left out.
         sees_later: Whether the model reads all of a sequence at once, so that BigBird's global tokens are offered.
 
     Yields:
@@ -128,7 +130,8 @@ def variants(model: Model, *, window: int, sees_later: bool = False) -> Iterator
     """
     own = kinds(model)
     seen: set[tuple[tuple[LayerSpec, int], ...]] = set()
-    places = [_of_storage(own), _of_position(own), _of_pattern(own, window, sees_later=sees_later), _of_weighting(own)]
+    patterns = _of_pattern(own, window, sees_later=sees_later)
+    places = [_of_storage(own, model.layers[0].attention), _of_position(own), patterns, _of_weighting(own)]
     every = itertools.product(*([(None, None), *place.items()] for place in places))
     for combination in sorted(every, key=lambda one: sum(kind is not None for kind, _ in one)):
         chosen = {choice: change for choice, (_, change) in zip(CHOICES, combination, strict=True) if change}
@@ -228,12 +231,18 @@ def _named(model: Model, own: dict[str, str]) -> list[str]:
     if isinstance(spec.storage, Latent):
         names["storage"] += f" {spec.storage.kv_lora_rank}"
         names["storage"] += f" + {spec.storage.qk_rope_head_dim}" if spec.storage.qk_rope_head_dim else ""
-    sizes = {int(layer.attention.pattern.reach.size()) for layer in alike(model.layers) if _is_bounded(layer)}
-    if own["pattern"] in {"window", "mostly-window"} and sizes:
-        names["pattern"] += f" of {max(sizes):,}"
+    patterns = [layer.attention.pattern for layer in alike(model.layers) if _is_bounded(layer)]
+    if own["pattern"] in {"window", "mostly-window"} and patterns:
+        names["pattern"] += f" of {max(map(_size, patterns)):,}"
     if isinstance(spec.weighting, Softmax) and spec.weighting.sink:
         names["weighting"] += " with sinks"
     return list(names.values())
+
+
+def _size(pattern: Pattern) -> int:
+    """Return how many keys a query sees at most where a pattern is bounded, later ones too."""
+    right = pattern.right or 0 if isinstance(pattern, Band) else 0
+    return int(pattern.reach.size()) + right
 
 
 def _is_bounded(layer: LayerSpec) -> bool:
@@ -278,10 +287,11 @@ def _as_latent(spec: AttentionSpec, _: bool) -> AttentionSpec:
     return dataclasses.replace(spec, storage=storage, position=position)
 
 
-def _of_storage(own: dict[str, str]) -> dict[str, Change]:
+def _of_storage(own: dict[str, str], spec: AttentionSpec) -> dict[str, Change]:
+    groups = max(count for count in divisors(spec.num_heads) if count <= GROUPS)
     every: dict[str, Change] = {
         "mha": _as_grouped(None),
-        "gqa": _as_grouped(GROUPS),
+        "gqa": _as_grouped(groups),
         "mqa": _as_grouped(1),
         "mla": _as_latent,
     }
@@ -310,9 +320,10 @@ def _of_position(own: dict[str, str]) -> dict[str, Change]:
     }
 
 
-def _of_pattern(own: dict[str, str], window: int, *, sees_later: bool) -> dict[str, Change]:
+def _of_pattern(own: dict[str, str], window: int | None, *, sees_later: bool) -> dict[str, Change]:
     def banded(pattern: Pattern) -> Pattern:
-        return SlidingWindow.causal(window) if pattern.is_causal else SlidingWindow.symmetric(window // 2)
+        size = window or 1
+        return SlidingWindow.causal(size) if pattern.is_causal else SlidingWindow.symmetric(size // 2)
 
     def all_seen(pattern: Pattern) -> Pattern:
         return Causal() if pattern.is_causal else Full()
@@ -328,6 +339,8 @@ def _of_pattern(own: dict[str, str], window: int, *, sees_later: bool) -> dict[s
         made.pop("window-first")
     if own["pattern"] == "full":
         made.pop("causal")
+    if window is None:
+        made = {kind: make for kind, make in made.items() if "window" not in kind}
 
     def changing(make: Callable[[Pattern, bool], Pattern]) -> Change:
         return lambda spec, sees_all: dataclasses.replace(spec, pattern=make(spec.pattern, sees_all))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from polyhead.catalog import Device, Model, device as device_named, hf_config, model as model_named
-from polyhead.catalog.device import read_device, this_machine
+from polyhead.catalog import Device, Model
 from polyhead.cost import Engine, Memory, Precision, Seconds, cache_bytes, seconds
-from polyhead.cost.precision import precision_of
-from polyhead.errors import SpecError, UnknownNameError, unknown_name
+from polyhead.errors import SpecError
+from polyhead.planner.asked import (
+    count_of,
+    default_task,
+    device_of,
+    is_timed,
+    model_of,
+    most,
+    objective_of,
+    precision_for,
+)
+from polyhead.planner.evidence import CHOICES
 from polyhead.planner.options import Variant, kinds, reference, variants
 from polyhead.planner.ranking import Preferences, Way, best_way, needs_extension
 from polyhead.planner.tasks import Load, cannot, memory_of, prompt_work, task_of, token_work
-from polyhead.spec.choice import as_int
-
-OBJECTIVES = ("latency", "throughput", "memory")
 
 LARGEST_BATCH = 1024
 """Sequences at once that throughput is looked at with, at most."""
@@ -66,9 +72,13 @@ class Stack:
     @property
     def request(self) -> float | None:
         """Seconds of the prompt and all tokens written, each as slow as the last. None: not known."""
-        parts = [0.0 if self.prompt is None else self.prompt.total]
-        parts += [] if self.token is None else [self.written * self.token.total]
-        return None if self.prompt is None and self.token is None else sum(parts)
+        return _request(self.prompt, self.token, self.written)
+
+
+def _request(prompt: Seconds | None, token: Seconds | None, written: int) -> float | None:
+    if prompt is None and token is None:
+        return None
+    return (0.0 if prompt is None else prompt.total) + (0.0 if token is None else written * token.total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,13 +139,14 @@ class Plan:
 
 
 def plan(
-    model: Model | str,
+    model: Model | str | os.PathLike[str],
     *,
-    context: int,
-    device: Device | str | None = None,
+    context: int | None = None,
+    device: Device | str | os.PathLike[str] | None = None,
     batch: int = 1,
     devices: int = 1,
-    task: str = "generate",
+    task: str | None = None,
+    written: int | None = None,
     precision: Precision | str | None = None,
     optimise: str | None = None,
     from_scratch: bool = False,
@@ -155,12 +166,14 @@ def plan(
 
     Args:
         model: The model, its name in the catalogue, or the path of a config.json.
-        context: Tokens of each sequence.
+        context: Tokens of each sequence. None: the longest that the model's config names.
         device: The device, its name, or a file that describes it. None: this machine, of which only the memory is known
             unless it was calibrated.
         batch: Number of sequences; for throughput as many as fit are looked at, and these at least.
         devices: Number of devices between which heads and matrices are split.
-        task: ``"generate"``, ``"retrieve"``, ``"stream"``, ``"encode"``, ``"translate"`` or ``"train"``.
+        task: ``"generate"``, ``"retrieve"``, ``"stream"``, ``"encode"``, ``"translate"`` or ``"train"``. None: what the
+            model is for.
+        written: Tokens of the context that are written one by one. None: as the task has it.
         precision: The formats. None: bf16, or float32 where that is all that the device multiplies.
         optimise: ``"latency"``, ``"throughput"`` or ``"memory"``. None: latency, of training throughput, and memory
             where the device's rates are not known.
@@ -184,6 +197,7 @@ def plan(
         batch=batch,
         devices=devices,
         task=task,
+        written=written,
         precision=precision,
         optimise=optimise,
         from_scratch=from_scratch,
@@ -221,8 +235,12 @@ class Planning:
     notes: tuple[str, ...]
 
     def variants(self) -> Iterator[Variant]:
-        """Yield the base, then it with other attention."""
-        return variants(self.base, window=self.window, sees_later=self.load.task.name == "encode")
+        """Yield the base, then it with other attention; of one that is to be trained the model's own as well."""
+        window = self.window if self.window < self.load.context else None
+        yield from variants(self.base, window=window, sees_later=self.load.task.name == "encode")
+        if not self.is_trained and self.model.layers != self.base.layers:
+            before, after = kinds(self.base), kinds(self.model)
+            yield Variant(model=self.model, changed=tuple(one for one in CHOICES if before[one] != after[one]))
 
     def plan(self) -> Plan:
         """Price all stacks, and rank them."""
@@ -234,7 +252,13 @@ class Planning:
             if (why := cannot(variant.model, self.load)) is not None:
                 refused[variant.name] = why
                 continue
-            stack = self.priced(variant)
+            try:
+                stack = self.priced(variant)
+            except SpecError as error:  # its heads cannot be split between so many devices
+                if not variant.changed:
+                    raise
+                refused[variant.name] = str(error)
+                continue
             own = own or (None if variant.changed else stack)
             (dropped if stack.over else fitting).append(stack)
         return Plan(
@@ -258,7 +282,11 @@ class Planning:
         prompt, token = self._seconds(variant.model, load, memory)
         extends = needs_extension(variant, load.context, self.model.max_seq_len) if self.is_trained else None
         way = best_way(variant, kinds(self.base), load.task, self.prefer, extends=extends)
-        stack = Stack(
+        request = _request(prompt, token, load.written)
+        objective = float(memory.total)
+        if self.objective != "memory" and request is not None:
+            objective = request / (load.batch if self.objective == "throughput" else 1)
+        return Stack(
             variant=variant,
             batch=load.batch,
             memory=memory,
@@ -267,17 +295,9 @@ class Planning:
             token=token,
             written=load.written,
             way=way,
-            objective=0.0,
-            score=0.0,
+            objective=objective,
+            score=objective * way.factor * self.prefer.each_choice ** len(variant.changed),
         )
-        request = stack.request
-        objective = (
-            memory.total
-            if self.objective == "memory" or request is None
-            else request / (load.batch if self.objective == "throughput" else 1)
-        )
-        score = objective * way.factor * self.prefer.each_choice ** len(variant.changed)
-        return dataclasses.replace(stack, objective=float(objective), score=score)
 
     def _filled(self, variant: Variant) -> Load:
         """Return the load with as many sequences as fit, at least those asked for."""
@@ -289,7 +309,7 @@ class Planning:
         return dataclasses.replace(self.load, batch=most(fits, self.load.batch, LARGEST_BATCH) or self.load.batch)
 
     def _seconds(self, model: Model, load: Load, memory: Memory) -> tuple[Seconds | None, Seconds | None]:
-        if not _is_timed(load.precision, self.device):
+        if not is_timed(load.precision, self.device):
             return None, None
         alone = memory_of(model, dataclasses.replace(load, devices=1)) if load.devices > 1 else memory
         copies = load.devices * memory.cache.ideal / alone.cache.ideal if alone.cache.ideal else 1.0
@@ -300,13 +320,14 @@ class Planning:
 
 
 def planning(
-    model: Model | str,
+    model: Model | str | os.PathLike[str],
     *,
-    context: int,
-    device: Device | str | None = None,
+    context: int | None = None,
+    device: Device | str | os.PathLike[str] | None = None,
     batch: int = 1,
     devices: int = 1,
-    task: str = "generate",
+    task: str | None = None,
+    written: int | None = None,
     precision: Precision | str | None = None,
     optimise: str | None = None,
     from_scratch: bool = False,
@@ -315,14 +336,21 @@ def planning(
     prefer: Preferences | None = None,
 ) -> Planning:
     """Look up what names name, and check the rest; arguments and errors are those of `plan`."""
-    found, where = _model_of(model), _device_of(device)
-    doing = task_of(task)
-    for name, number in (("context", context), ("batch", batch), ("devices", devices), ("window", window)):
-        as_int(name, number, at_least=1)
-    formats = _precision_of(precision, where)
-    load = Load(task=doing, context=context, batch=batch, precision=formats, devices=devices, engine=engine)
-    objective, notes = _objective(optimise, load, where)
-    is_trained = not (from_scratch or task == "train")
+    found, where = model_of(model), device_of(device)
+    longest = found.max_seq_len if context is None else context
+    if longest is None:
+        raise SpecError(f"the config of {found.name} names no longest sequence; give context=")
+    load = Load(
+        task=task_of(default_task(found) if task is None else task),
+        context=count_of("context", longest),
+        batch=count_of("batch", batch),
+        devices=count_of("devices", devices),
+        asked=None if written is None else count_of("written", written),
+        precision=precision_for(precision, where),
+        engine=engine,
+    )
+    objective, notes = objective_of(optimise, load, where)
+    is_trained = not (from_scratch or load.task.name == "train")
     return Planning(
         model=found,
         base=found if is_trained else reference(found),
@@ -331,74 +359,6 @@ def planning(
         device=where,
         objective=objective,
         prefer=prefer or Preferences(),
-        window=window,
+        window=count_of("window", window),
         notes=notes,
     )
-
-
-def most(fits: Callable[[int], bool], least: int, largest: int) -> int:
-    """Return the largest number from ``least`` to ``largest`` that fits, 0 if the least does not.
-
-    Args:
-        fits: Tells of a number whether it fits; if one does, so do all smaller ones.
-        least: The least number.
-        largest: The largest.
-
-    Returns:
-        The number.
-    """
-    if not fits(least):
-        return 0
-    low, high = least, least
-    while low == high < largest:
-        high = min(2 * high, largest)
-        low = high if fits(high) else low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _is_timed(precision: Precision, device: Device) -> bool:
-    return device.bandwidth is not None and precision.activations in device.rates
-
-
-def _objective(asked: str | None, load: Load, device: Device) -> tuple[str, tuple[str, ...]]:
-    if asked is not None and asked not in OBJECTIVES:
-        raise unknown_name("objective", asked, OBJECTIVES)
-    if _is_timed(load.precision, device):
-        return asked or load.task.objective, ()
-    if device.rates and load.precision.activations not in device.rates:
-        device.rate(load.precision.activations)  # raises, and says which there are
-    unknown = "its bandwidth" if device.bandwidth is None else "the rate at which it multiplies"
-    if asked in {"latency", "throughput"}:
-        raise SpecError(
-            f"{device.title}: {unknown} is not known, so nothing can be said of {asked}; ask for optimise='memory', or "
-            "give a device whose rates are known: polyhead calibrate writes this machine's"
-        )
-    return "memory", (f"{unknown} is not known for {device.title}, so no time is told, and memory ranks",)
-
-
-def _precision_of(given: Precision | str | None, device: Device) -> Precision:
-    if given is not None:
-        return precision_of(given)
-    return Precision.parse("bf16" if "bf16" in device.rates or not device.rates else next(iter(device.rates)))
-
-
-def _model_of(given: Model | str) -> Model:
-    if isinstance(given, Model):
-        return given
-    try:
-        return model_named(given)
-    except UnknownNameError:
-        if not os.path.exists(given):  # noqa: PTH110  # a name, most likely
-            raise
-    return hf_config(given)
-
-
-def _device_of(given: Device | str | None) -> Device:
-    if isinstance(given, Device):
-        return given
-    if given is None:
-        return this_machine()
-    return read_device(given) if given.endswith(".json") or os.path.isfile(given) else device_named(given)  # noqa: PTH113

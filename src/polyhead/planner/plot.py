@@ -13,7 +13,7 @@ MOST_STACKS = 12
 """Stacks that are drawn: the model's own, those ranked first, and those with one choice changed but for position."""
 
 PARTS = {"weights": "#8c8c8c", "cache": "#0072b2", "the rest": "#d9d9d9"}
-TIMES = {"the prompt": "#a3195b", "tokens": "#e69f00"}
+TIMES = ("#a3195b", "#e69f00")
 GIB = 2**30
 
 
@@ -55,7 +55,7 @@ def draw(plan: Plan, path: Path | None = None) -> Any:
     )
     _memory(left, stacks, plan)
     for axes in right:
-        _times(axes, stacks)
+        _times(axes, stacks, {"train": "a step", "encode": "one pass"}.get(plan.load.task.name, "the prompt"))
     if path is not None:
         write_plot(figure, path)
     return figure
@@ -77,16 +77,17 @@ def _memory(axes: Any, stacks: list[Stack], plan: Plan) -> None:
 
 
 def _label(stack: Stack, plan: Plan) -> str:
-    mark = "as it is: " if stack is plan.own else ""
+    mark = "" if stack is not plan.own else "as it is: " if plan.is_trained else "the reference: "
     return f"{mark}{stack.name}{', too large' if stack.over else ''}"
 
 
-def _times(axes: Any, stacks: list[Stack]) -> None:
+def _times(axes: Any, stacks: list[Stack], at_once: str) -> None:
     seconds = {
-        "the prompt": [0.0 if stack.prompt is None else stack.prompt.total for stack in stacks],
+        at_once: [0.0 if stack.prompt is None else stack.prompt.total for stack in stacks],
         "tokens": [0.0 if stack.token is None else stack.written * stack.token.total for stack in stacks],
     }
-    _bars(axes, {name: values for name, values in seconds.items() if any(values)}, TIMES)
+    colours = dict(zip(seconds, TIMES, strict=True))
+    _bars(axes, {name: values for name, values in seconds.items() if any(values)}, colours)
     axes.set_xlabel("seconds")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 from polyhead.catalog.model import alike
 from polyhead.errors import SpecError
@@ -60,8 +62,8 @@ class Way:
     Attributes:
         needs: ``"nothing"``, ``"conversion"``, ``"retraining"``, or ``"training"`` where nothing is trained yet.
         how: What that is, where a source says it.
-        quality: The evidence that counts, for each choice; None where nothing was measured. Choices of which nothing
-            is lost by definition, being the reference's or the trained model's own, are left out.
+        quality: The evidence that counts, for each choice; None where nothing was measured. Left out are choices that
+            are the reference's or the trained model's own, but for those of which the task's own domain tells.
         factor: What it must be worth, by some `Preferences`.
     """
 
@@ -86,8 +88,8 @@ def best_way(variant: Variant, base: dict[str, str], task: Task, prefer: Prefere
         The way.
     """
     if extends is None:
-        return _way("training", (), _quality(variant, base, task, own=False), prefer, 1.0)
-    anew = _way("retraining", (), _quality(variant, base, task, own=False), prefer, prefer.retraining)
+        return _way("training", (), _Quality.of(variant, base, task, is_trained=False), prefer, 1.0)
+    anew = _way("retraining", (), _Quality.of(variant, base, task, is_trained=True), prefer, prefer.retraining)
     converted = _converted(variant, base, task, prefer, extends=extends)
     return anew if converted is None or anew.factor < converted.factor else converted
 
@@ -107,7 +109,8 @@ def _converted(variant: Variant, base: dict[str, str], task: Task, prefer: Prefe
         return None
     how = [recipe for recipe in recipes if recipe is not None] + ([EXTENSION] if extends else [])
     effort = prefer.conversion if how else 1.0
-    return _way("conversion" if how else "nothing", tuple(how), _quality(variant, base, task, own=True), prefer, effort)
+    quality = _Quality.of(variant, base, task, is_trained=True, converted=True)
+    return _way("conversion" if how else "nothing", tuple(how), quality, prefer, effort)
 
 
 def _recipe(option: Option, base: dict[str, str]) -> str | None:
@@ -117,22 +120,42 @@ def _recipe(option: Option, base: dict[str, str]) -> str | None:
     return CONVERSIONS.get(option) if before in fewer.get(option[1], ()) else None
 
 
-def _quality(variant: Variant, base: dict[str, str], task: Task, *, own: bool) -> dict[Option, Evidence | None]:
-    found: dict[Option, Evidence | None] = {}
-    for option in variant.kinds.items():
-        evidence = found_for(option, task.domains_of(option[0]), converted=own and option[0] in variant.changed)
-        if evidence:
-            found[option] = evidence[0]
-        elif option not in REFERENCE and base[option[0]] != option[1]:
-            found[option] = None
-    return found
+class _Quality(NamedTuple):
+    """What was published of a stack: the evidence that counts, and what is lost by each; None where nobody measured."""
+
+    evidence: dict[Option, Evidence | None]
+    losses: tuple[float | None, ...]
+
+    @classmethod
+    def of(
+        cls, variant: Variant, base: dict[str, str], task: Task, *, is_trained: bool, converted: bool = False
+    ) -> _Quality:
+        """Look evidence up; of a trained model its own choices count only where the task's own domain tells of them."""
+        evidence: dict[Option, Evidence | None] = {}
+        losses: list[float | None] = []
+        for option in variant.kinds.items():
+            choice, kind = option
+            is_own = is_trained and base[choice] == kind
+            if is_own and choice not in task.strict:
+                continue
+            found = found_for(option, task.domains_of(choice), converted=converted and not is_own)
+            if found:
+                before = found_for((choice, base[choice]), task.domains_of(choice)) if is_trained and not is_own else ()
+                evidence[option] = found[0]
+                losses.append(_more(found[0].loss, before[0].loss if before else None))
+            elif option not in REFERENCE and not is_own:
+                evidence[option] = None
+                losses.append(None)
+        return cls(evidence, tuple(losses))
 
 
-def _way(
-    needs: str, how: tuple[str, ...], quality: dict[Option, Evidence | None], prefer: Preferences, effort: float
-) -> Way:
-    losses = [None if one is None else one.loss for one in quality.values()]
-    lost = sum(loss for loss in losses if loss is not None and loss >= CHANCE)
-    lost_factor: float = min(prefer.most, prefer.half_percent ** (lost / HALF_PERCENT))
-    factor = effort * lost_factor * prefer.not_measured ** losses.count(None)
-    return Way(needs=needs, how=how, quality=quality, factor=factor)
+def _more(loss: float | None, before: float | None) -> float | None:
+    """Return what is lost beyond what the choice before had lost."""
+    return loss if loss is None or before is None else max(0.0, loss - before)
+
+
+def _way(needs: str, how: tuple[str, ...], quality: _Quality, prefer: Preferences, effort: float) -> Way:
+    lost = sum(loss for loss in quality.losses if loss is not None and loss >= CHANCE)
+    doublings = min(lost / HALF_PERCENT * math.log(prefer.half_percent), math.log(prefer.most))
+    factor = effort * math.exp(doublings) * prefer.not_measured ** quality.losses.count(None)
+    return Way(needs=needs, how=how, quality=quality.evidence, factor=factor)

@@ -19,9 +19,13 @@ from polyhead.cost import (
     training_memory,
     training_work,
 )
+from polyhead.cost.model import feed_forward_width
 from polyhead.cost.operations import activations
 from polyhead.errors import SpecError, unknown_name
 from polyhead.spec import LayerSpec, retention
+
+GATED = 3
+"""Matrices of a feed-forward layer at most, each of which is as wide inside: that of LLaMA has three."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,18 +58,18 @@ TASKS = {
     for task in (
         Task(
             name="generate",
-            what="a prompt is read, and its last 256 tokens are written one by one",
+            what="a prompt is read, and the last {written} tokens are written one by one",
             objective="latency",
             domains=("language", "speech"),
             written=256,
         ),
         Task(
             name="retrieve",
-            what="a prompt is read, and 32 tokens that answer from it are written",
+            what="a prompt is read, and {written} tokens that answer from it are written",
             objective="latency",
             domains=("retrieval", "language", "speech"),
             written=32,
-            strict=("pattern",),  # what a window hides, a perplexity does not show
+            strict=("pattern", "weighting"),  # what a window hides or noise drowns, a perplexity does not show
         ),
         Task(
             name="stream",
@@ -82,7 +86,7 @@ TASKS = {
         ),
         Task(
             name="translate",
-            what="an encoder reads, and a decoder writes as many tokens one by one",
+            what="an encoder reads, and a decoder writes {written} tokens one by one",
             objective="latency",
             domains=("translation", "language", "speech"),
             written=2**62,
@@ -114,6 +118,7 @@ class Load:
         batch: Number of sequences.
         precision: The formats.
         devices: Number of devices.
+        asked: Tokens that are to be written. None: as many as the task writes.
         engine: How a serving engine reserves a cache. None: as `Engine` does by itself.
     """
 
@@ -122,12 +127,19 @@ class Load:
     batch: int
     precision: Precision
     devices: int = 1
+    asked: int | None = None
     engine: Engine | None = None
 
     @property
     def written(self) -> int:
-        """Tokens that are written one by one."""
-        return min(self.task.written, self.context if self.task.name in {"translate", "stream"} else self.context - 1)
+        """Tokens that are written one by one, of those tasks that write any."""
+        most = self.task.written if self.asked is None or not self.task.written else self.asked
+        return min(most, self.context if self.task.name in {"translate", "stream"} else self.context - 1)
+
+    @property
+    def what(self) -> str:
+        """What is done, to read."""
+        return self.task.what.format(written=f"{self.written:,}")
 
     @property
     def encoded(self) -> int:
@@ -162,7 +174,8 @@ def memory_of(model: Model, load: Load) -> Memory:
     if load.task.name == "encode":
         weights = load.precision.bytes_of("weights", model.parameters)
         largest = max(activations(layer, load.context, load.context)[1] for layer in alike(model.layers))
-        temporary = load.precision.bytes_of("activations", load.batch * largest)
+        made = max(largest, load.context * feed_forward_width(model) / GATED)
+        temporary = load.precision.bytes_of("activations", load.batch * made)
         return Memory(
             weights=-(-weights // load.devices),
             cache=CacheBytes(ideal=0, reserved=0, allocated=None),

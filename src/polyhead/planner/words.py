@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 from polyhead.cost import BITS, Seconds
 from polyhead.errors import SpecError
-from polyhead.planner.evidence import CHOICES
+from polyhead.planner.asked import most
+from polyhead.planner.evidence import CHOICES, CONVERSIONS
 from polyhead.planner.options import NAMES
-from polyhead.planner.plan import Plan, Stack, most
+from polyhead.planner.plan import Plan, Stack
 from polyhead.planner.tasks import memory_of
 from polyhead.spec import Latent
 
@@ -48,43 +49,58 @@ def changes(plan: Plan) -> Iterator[str]:
 def _answer(plan: Plan) -> str:
     best, own = plan.best, plan.own
     if best is None:
-        return f"Nothing fits. {nearest(plan)}"
+        return nearest(plan)
+    if best is own and not plan.is_trained:
+        return f"Take {best.name}, the reference: nothing else is worth its change."
+    if best is own and best.way.needs != "nothing":
+        how = "; ".join(best.way.how) or "training anew"
+        return f"Keep {best.name}, trained on {plan.model.max_seq_len:,} tokens; {plan.load.context:,} take {how}."
     if best is own:
         return f"Keep {best.name}: nothing else is worth its change."
     taken = {"conversion": ", by a conversion", "retraining": ", trained anew"}.get(best.way.needs, "")
     if own is None:
-        return f"Take {best.name}{taken}."
+        return f"Take {best.name}{taken}{_unmeasured(best)}."
     if own.over:
         return f"Take {best.name}{taken}: as it is, {own.name} is {_gib(own.over)} too large."
-    return f"Take {best.name}{taken}, in place of {own.name}: {_bought(plan, best, own)}."
+    return f"Take {best.name}{taken}, in place of {own.name}: {_bought(plan, best, own)}{_why(best, own)}."
+
+
+def _why(best: Stack, own: Stack) -> str:
+    """Return the evidence of what changed that the trained model's own was held against."""
+    changed = [(choice, best.variant.kinds[choice]) for choice in best.variant.changed]
+    known = {choice for choice, _ in own.way.quality}
+    found = [best.way.quality.get(option) for option in changed if option[0] in known]
+    return "".join(f"; quality: {evidence}" for evidence in found if evidence is not None)
+
+
+def _unmeasured(stack: Stack) -> str:
+    unknown = [NAMES[option] for option, found in stack.way.quality.items() if found is None or found.loss is None]
+    return f", of which nobody measured what is lost ({', '.join(unknown)})" if unknown else ""
 
 
 def _without_training(plan: Plan) -> Iterator[str]:
     """Say what there is for those who will not train anew."""
     if plan.best is None or plan.best.way.needs != "retraining":
         return
-    for needs, said in (("conversion", "With no more than a conversion"), ("nothing", "With no training at all")):
-        stack = next((one for one in plan.stacks if one.way.needs == needs), None)
-        if stack is not None:
-            unknown = [
-                NAMES[option] for option, found in stack.way.quality.items() if found is None or found.loss is None
-            ]
-            but = f", of which nobody measured what is lost ({', '.join(unknown)})" if unknown else ""
-            yield f"{said} the best is {stack.name}{but}."
+    said = {"With no more than a conversion": ("conversion", "nothing"), "With no training at all": ("nothing",)}
+    best = {text: next((one for one in plan.stacks if one.way.needs in needs), None) for text, needs in said.items()}
+    for number, (text, stack) in enumerate(best.items()):
+        if stack is not None and stack not in list(best.values())[number + 1 :]:
+            yield f"{text} the best is {stack.name}{_unmeasured(stack)}."
 
 
 def nearest(plan: Plan) -> str:
     """Return, of a plan in which nothing fits, what comes nearest and what would let it fit."""
     if not plan.dropped:
-        return f"No attention can do it: {next(iter(plan.refused.values()))}."
+        return f"Nothing can do this: {next(iter(plan.refused.values()))}."
     stack, least = plan.own or plan.dropped[0], plan.dropped[0]
-    said = f"{stack.name} is {_gib(stack.over)} too large for {plan.device.title}"
+    said = f"Nothing fits. {stack.name} is {_gib(stack.over)} too large for {plan.device.title}"
     if least is not stack:
         said += f", and the least of all, {least.name}, {_gib(least.over)}"
     ways = _ways(plan, stack)
     if not ways:
-        return f"{said}. No shorter context, smaller batch, narrower format, or {MOST_DEVICES:,} devices change that."
-    return f"{said}. The first fits with {', or with '.join(ways)}."
+        return f"{said}. No shorter context, smaller batch, narrower format or number of devices changes that."
+    return f"{said}. {stack.name} fits with {', or with '.join(ways)}."
 
 
 def _ways(plan: Plan, stack: Stack) -> list[str]:
@@ -112,6 +128,8 @@ def _fewer(plan: Plan, stack: Stack) -> str | None:
 
 
 def _narrower(plan: Plan, stack: Stack) -> str | None:
+    if plan.load.task.name == "train":  # whose weights and moments need their digits
+        return None
     for name in sorted(BITS, key=lambda one: -BITS[one]):
         narrower = {
             part: name for part in ("weights", "cache") if BITS[name] < BITS[getattr(plan.load.precision, part)]
@@ -126,7 +144,8 @@ def _more(plan: Plan, stack: Stack) -> str | None:
     counts = range(plan.load.devices + 1, MOST_DEVICES + 1)
     heads = {layer.attention.num_heads for layer in stack.variant.model.layers}
     for count in counts:
-        if all(number % count == 0 for number in heads) and _fits(plan, stack, devices=count):
+        is_split = plan.load.task.name == "train" or all(number % count == 0 for number in heads)
+        if is_split and _fits(plan, stack, devices=count):
             return f"{count} devices"
     return None
 
@@ -146,13 +165,16 @@ def _binding(plan: Plan, own: Stack) -> Iterator[str]:
         room = memory.cache.reserved - memory.cache.ideal
         if room > 0.01 * memory.cache.ideal:
             yield f"An engine that keeps windows whole, in pages, reserves {_gib(memory.cache.reserved)} for the cache."
-    what = "A step of training" if plan.load.task.name == "train" else "The prompt"
-    what = "One pass" if plan.load.task.name == "encode" else what
     if own.prompt is not None:
-        yield f"{what} takes {_time(own.prompt.total)}, bound by {BINDS[own.prompt.bound]}."
+        yield f"{_at_once(plan).capitalize()} takes {_time(own.prompt.total)}, bound by {BINDS[own.prompt.bound]}."
     if own.token is not None:
         takes = f"A token takes {_time(own.token.total)}, bound by {BINDS[own.token.bound]}"
         yield f"{takes}{_split(plan, own, own.token)}."
+
+
+def _at_once(plan: Plan) -> str:
+    """Return what is done at once, to read."""
+    return {"train": "a step of training", "encode": "one pass"}.get(plan.load.task.name, "the prompt")
 
 
 def _split(plan: Plan, own: Stack, token: Seconds) -> str:
@@ -166,6 +188,9 @@ def _split(plan: Plan, own: Stack, token: Seconds) -> str:
 def _devices(plan: Plan) -> Iterator[str]:
     count = plan.load.devices
     if count == 1:
+        return
+    if plan.load.task.name == "train":
+        yield f"All of it is split evenly between {count} devices. What they say to each other takes no time here."
         return
     spec = plan.model.layers[0].attention
     if isinstance(spec.storage, Latent):
@@ -191,7 +216,9 @@ def _change(plan: Plan, stack: Stack, choice: str) -> str:
     )
     needs = {"nothing": "needs nothing", "conversion": "needs a conversion", "retraining": "needs training anew"}
     taken = needs.get(stack.way.needs, "")
+    recipe = CONVERSIONS.get((choice, kind)) if stack.way.needs == "retraining" and plan.is_trained else None
     how = f": {'; '.join(stack.way.how)}" if stack.way.how else ""
+    how += f", though there is a recipe: {recipe}" if recipe and choice == "storage" and kind == "mla" else ""
     parts = [buys, _quality(stack, choice, kind), f"{taken}{how}" if taken else ""]
     return f"{title} ({choice}): {'; '.join(part for part in parts if part)}."
 
@@ -205,7 +232,10 @@ def _quality(stack: Stack, choice: str, kind: str) -> str:
     if (choice, kind) not in stack.way.quality:
         return "the reference in quality"
     evidence = stack.way.quality[choice, kind]
-    return "its quality is not measured" if evidence is None else f"quality: {evidence}"
+    if evidence is None:
+        return "its quality is not measured"
+    against = " against MHA" if choice == "storage" else ""
+    return f"quality{against}: {evidence}"
 
 
 def _bought(plan: Plan, stack: Stack, own: Stack | None) -> str:
@@ -218,10 +248,11 @@ def _bought(plan: Plan, stack: Stack, own: Stack | None) -> str:
             continue
         show = _gib if what in {"cache", "memory"} else _time
         if abs(after - before) > 0.01 * max(before, after):
-            parts.append(f"{what} {show(before)} to {show(after)}")
+            named = _at_once(plan).removeprefix("the ") if what == "prompt" else what
+            parts.append(f"{named} {show(before)} to {show(after)}")
     if own.batch != stack.batch:
         parts.append(f"sequences at once {own.batch} to {stack.batch}")
-    return ", ".join(parts) or "buys nothing that is counted"
+    return ", ".join(parts) or "costs the same"
 
 
 _FIGURES: dict[str, Callable[[Stack], float | None]] = {
@@ -237,7 +268,9 @@ def _base(plan: Plan) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
+    if count >= GIB:
+        return f"{count / GIB:,.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
 def _time(seconds: float) -> str:
