@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import hypothesis
@@ -30,6 +31,14 @@ def nobodys_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture
+def short_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the machine for hundredths of a second, not seconds, before and after a run of the benchmark."""
+    from polyhead.bench import ceilings, harness
+
+    monkeypatch.setattr(harness, "measure_ceilings", functools.partial(ceilings.measure_ceilings, seconds=0.02))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

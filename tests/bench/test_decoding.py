@@ -18,6 +18,8 @@ from polyhead.cache import GrowingCache
 from polyhead.errors import UnsupportedError
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.usefixtures("short_ceilings")
+
 NO_NUMBA = importlib.util.find_spec("numba") is None
 NAMES = [
     pytest.param(

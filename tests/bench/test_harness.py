@@ -22,6 +22,8 @@ from polyhead.kernels import common, select
 from polyhead.kernels.common import Call
 from tests.bench.conftest import GROWING, SECONDS, sized
 
+pytestmark = pytest.mark.usefixtures("short_ceilings")
+
 # --- a run ---------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from polyhead.bench.cases import case
 from polyhead.bench.memory import peak_memory
 from polyhead.errors import PolyheadError, UnsupportedError
 
+pytestmark = pytest.mark.usefixtures("short_ceilings")
+
 LENGTH = 512
 MATRIX = 8 * LENGTH**2 * 4 / 2**20  # MiB of float32 scores of all heads
 

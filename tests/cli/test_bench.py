@@ -15,6 +15,8 @@ from polyhead.bench.records import Record, Row
 from tests.cli.conftest import Polyhead
 from tests.cli.test_main import imported
 
+pytestmark = pytest.mark.usefixtures("short_ceilings")
+
 torch = pytest.importorskip("torch", reason="what is timed runs in torch")
 
 

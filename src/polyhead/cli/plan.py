@@ -167,7 +167,7 @@ def _columns(found: Plan) -> dict[str, Callable[[Stack], str]]:
         "sequences": lambda stack: str(stack.batch),
         step: lambda stack: time(None if stack.prompt is None else stack.prompt.total),
         "a token": lambda stack: time(None if stack.token is None else stack.token.total),
-        "worth": lambda stack: f"{stack.way.factor * found.prefer.each_choice ** len(stack.variant.changed):,.3g} ×",
+        "must be worth": lambda stack: f"{stack.score / stack.objective:,.3g} ×",
         "needs": lambda stack: stack.way.needs,
         "fits": lambda stack: f"{stack.over / GIB:,.1f} GiB too large" if stack.over else "",
     }
