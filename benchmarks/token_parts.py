@@ -26,6 +26,7 @@ from polyhead.bench.case import Case
 from polyhead.bench.cases import case
 from polyhead.bench.ceilings import machine_line
 from polyhead.catalog import model
+from polyhead.errors import require_extra
 from polyhead.hf.families.base import Adopted
 from polyhead.kernels import decode_numba
 from polyhead.spec import retention
@@ -111,6 +112,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Time the parts and print them."""
+    require_extra("numba", "numba", "a token in compiled loops")
     rows = measured(case(CASE))
     threads = torch.get_num_threads()
     read = measure_ceilings(seconds=2.0).read_bytes

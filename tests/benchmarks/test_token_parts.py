@@ -20,6 +20,7 @@ def test_parts_add_up_to_a_token() -> None:
 
 @pytest.mark.model
 def test_what_is_timed_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
     monkeypatch.setattr(token_parts, "WARMUP_TURNS", 0)
     monkeypatch.setattr(token_parts, "TURNS", 1)
     rows = token_parts.measured(dataclasses.replace(case(token_parts.CASE), length=600))
