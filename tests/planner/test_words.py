@@ -20,7 +20,7 @@ def test_what_binds() -> None:
     assert "Keep GQA-8 + RoPE + causal + softmax" in text
     assert "takes 16.0 GiB of 80.0 GiB: weights 15.0 GiB, cache 1.0 GiB" in text
     assert re.search(r"The prompt takes .* bound by multiplying\.", text)
-    assert re.search(r"A token takes 7.89 ms, bound by reading memory: the cache 527 µs|the cache 0.527 ms", text)
+    assert "A token takes 7.89 ms, bound by reading memory: the cache 0.527 ms" in text
 
 
 def test_what_takes_its_place() -> None:

@@ -105,7 +105,7 @@ def memory(
             if kept.allocated is None or one.allocated is None
             else kept.allocated + math.ceil(share * one.allocated),
         )
-    last = decode_work(model, length, batch=batch, precision=formats, context_length=context_length)
+    last = _decoded(model, length, batch, formats, context_length)
     return Memory(
         weights=math.ceil(formats.bytes_of("weights", model.parameters) / devices),
         cache=kept,
@@ -216,12 +216,8 @@ def decode_work(
     Raises:
         SpecError: If a layer has no cache.
     """
-
-    def of(layer: LayerSpec) -> Work:
-        return decode_step(layer, length, batch=batch, context_length=context_length, precision=precision)
-
-    work = _summed(of, (*model.layers, *model.cross_layers))
-    return work + _outside_attention(model, 1, batch, precision_of(precision))
+    formats = precision_of(precision)
+    return _decoded(model, length, batch, formats, context_length) + _outside_attention(model, 1, batch, formats)
 
 
 def seconds(
@@ -251,6 +247,15 @@ def seconds(
         moving=(around / share("weights") + copies * work.cached / share("cache")) / device.bandwidth / devices,
         fixed=work.layers * device.layer_seconds,
     )
+
+
+def _decoded(model: Model, length: int, batch: int, formats: Precision, context_length: int) -> Work:
+    """Count what a token is to the layers that attend."""
+
+    def of(layer: LayerSpec) -> Work:
+        return decode_step(layer, length, batch=batch, context_length=context_length, precision=formats)
+
+    return _summed(of, (*model.layers, *model.cross_layers))
 
 
 def multiplied_in(precision: Precision) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping
 
@@ -234,12 +235,17 @@ class Planning:
     window: int
     notes: tuple[str, ...]
 
+    @functools.cached_property
+    def base_kinds(self) -> dict[str, str]:
+        """What stands in the four places of the base."""
+        return kinds(self.base)
+
     def variants(self) -> Iterator[Variant]:
         """Yield the base, then it with other attention; of one that is to be trained the model's own as well."""
         window = self.window if self.window < self.load.context else None
         yield from variants(self.base, window=window, sees_later=self.load.task.name == "encode")
         if not self.is_trained and self.model.layers != self.base.layers:
-            before, after = kinds(self.base), kinds(self.model)
+            before, after = self.base_kinds, kinds(self.model)
             yield Variant(model=self.model, changed=tuple(one for one in CHOICES if before[one] != after[one]))
 
     def plan(self) -> Plan:
@@ -281,7 +287,7 @@ class Planning:
         memory = memory_of(variant.model, load)
         prompt, token = self._seconds(variant.model, load, memory)
         extends = needs_extension(variant, load.context, self.model.max_seq_len) if self.is_trained else None
-        way = best_way(variant, kinds(self.base), load.task, self.prefer, extends=extends)
+        way = best_way(variant, self.base_kinds, load.task, self.prefer, extends=extends)
         request = _request(prompt, token, load.written)
         objective = float(memory.total)
         if self.objective != "memory" and request is not None:
