@@ -298,6 +298,12 @@ def test_rope_for_a_model_without(position: NoPosition | Alibi) -> None:
     assert on_model("rope", base) == dataclasses.replace(MODEL, position=Rotary(theta=10_000.0))
 
 
+def test_one_slope_of_alibi_is_every_heads() -> None:
+    assert on_model("alibi", alibi_slopes=(0.5,)).position == Alibi(slopes=(0.5,) * 32)
+    with pytest.raises(SpecError, match="Alibi has 2 slopes"):
+        on_model("alibi", alibi_slopes=(0.5, 0.25))
+
+
 def test_alibi_takes_the_place_of_rope() -> None:
     spec = on_model("alibi")
     assert spec == dataclasses.replace(MODEL, position=Alibi())

@@ -194,6 +194,34 @@ def test_too_many_tokens() -> None:
         ph.AttentionComparison(*np.zeros((3, 10_000, 1)))
 
 
+@pytest.mark.parametrize("given", [ONE, MANY], ids=["one head", "several"])
+def test_a_view_is_every_tokens_row(given: list[Any]) -> None:
+    comparison = ph.AttentionComparison(*given, head=len(given[0]) - 1 if given[0].ndim == 3 else 0)
+    for name in ("gqa", 14, "mla"):
+        view = comparison.view(name)
+        for position in range(len(comparison.tokens)):
+            row = comparison.run(name, position)
+            np.testing.assert_array_equal(view.output[position], row.output)
+            np.testing.assert_array_equal(view.weights[position], row.weights)
+            assert (view.name, view.spec, view.note) == (row.name, row.spec, row.note)
+
+
+def test_inputs_that_are_at_hand_already() -> None:
+    given = inputs(ph.Rotary(), ph.Causal())
+    comparison = ph.AttentionComparison.from_inputs(given, title="read once", engine="torch", head=-1)
+    assert (comparison.inputs, comparison.title) == (given, "read once")
+    assert (comparison.settings, comparison.engine, comparison.head) == (ph.Settings(), "torch", 3)
+    assert comparison.table().title == "read once, head 3"
+    with pytest.raises(UnknownNameError, match="head=4 does not exist; the input has heads 0 to 3"):
+        ph.AttentionComparison.from_inputs(given, title="", head=4)
+
+
+def test_names_are_what_can_be_asked_for(example: ph.AttentionComparison) -> None:
+    example.add("mine", grouped())
+    assert example.names == tuple(row.name for row in example.table())
+    assert [example.known(name) for name in ("GQA", 13, "mine")] == ["gqa", "flash", "mine"]
+
+
 # --- combinations of one's own --------------------------------------------------------------------
 
 
@@ -286,14 +314,7 @@ def test_cross_attention_is_no_models_own_even_where_its_spec_is() -> None:
     """An encoder's own spec is full already, and its keys are still its own text's."""
     given = inputs()
     cross = Cross(given.query, given.key, given.value, given.tokens)
-    encoder = ph.AttentionComparison()
-    encoder._set(
-        dataclasses.replace(given, own=given.base, cross=cross),
-        title="",
-        settings=ph.Settings(),
-        engine="numpy",
-        head=0,
-    )
+    encoder = ph.AttentionComparison.from_inputs(dataclasses.replace(given, own=given.base, cross=cross), title="")
     assert encoder.run("cross").spec == given.base
     assert [row.number for row in encoder.table() if row.is_own] == [1, 6, 13]
 

@@ -57,6 +57,9 @@ def test_the_first_row_is_the_models_own_attention(checkpoint: MakeCheckpoint, f
     assert comparison.tokens == TOKENS
     assert comparison.table().absent.keys() == {"cross"}
 
+    assert comparison.table().absent.keys() == {"cross"}
+    assert (comparison.inputs.layer, comparison.inputs.num_layers) == (1, 2)
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_engines_agree_on_all_fifteen(checkpoint: MakeCheckpoint, family: str) -> None:

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import polyhead as ph
-from polyhead.compare.inputs import Cross, Fitted, Inputs, array_inputs, check_size, fit, fit_mechanism
+from polyhead.compare.inputs import (
+    Cross,
+    Fitted,
+    Inputs,
+    array_inputs,
+    check_size,
+    example_inputs,
+    fit,
+    fit_mechanism,
+)
 from polyhead.errors import ShapeError, SpecError, UnsupportedError
 from polyhead.oracle import attend
 from tests.compare.arrays import Array, draw, grouped, heads, inputs, latent
@@ -246,6 +255,19 @@ def test_diffllama_pairs_the_same_maps_in_its_own_order() -> None:
     ours = run(fit(diffllama, given, DEFAULTS, dict(params)))[1]
     theirs = run(fit(paper, given, DEFAULTS, params | {"sub_norm": np.ones(8)}))[1]
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("form", ["paper", "diffllama"])
+def test_a_form_that_learns_stands_as_before_training(form: str) -> None:
+    spec = grouped(1, 2, v_head_dim=4, weighting=ph.Differential(form=form, lambda_init=0.5))
+    f = fit(spec, example_inputs(), DEFAULTS)
+    assert set(f.params) == set(spec.parameter_shapes())
+    assert f.note == "maps are the halves; λ is λ_init and the norm's weight 1, as before any training"
+    zeros = {name: np.zeros(shape) for name, shape in spec.parameter_shapes().items()}
+    given = fit(spec, example_inputs(), DEFAULTS, zeros | ({"sub_norm": np.ones(4)} if form == "paper" else {}))
+    assert given.note == "maps are the halves"
+    for ours, theirs in zip(run(f), run(given), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_head_that_does_not_halve() -> None:

@@ -1,9 +1,12 @@
 """The six things that the shared example teaches, and what it says of "mat"."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import polyhead as ph
+from polyhead.catalog import TEXTBOOK
 from polyhead.compare import Row, Table
 
 REACHES_ALL = {"scaled-dot-product", "mha", "cross", "mqa", "gqa", "relative-bias", "rope", "alibi", "linear"}
@@ -100,6 +103,8 @@ def test_it_is_rescaling_that_makes_differential_sharp() -> None:
     assert difference.max() == pytest.approx(0.300, abs=0.0005)
     assert difference.sum() == pytest.approx(0.5, abs=1e-12)
     assert difference.max() < largest(comparison.run("scaled-dot-product", "cat"))
+    as_a_setting = ph.AttentionComparison(settings=dataclasses.replace(TEXTBOOK, differential_form="paper"))
+    np.testing.assert_array_equal(as_a_setting.run("differential", "cat").weights, difference)
     kept = np.maximum(difference, 0)
     np.testing.assert_allclose(comparison.run("differential", "cat").weights, kept / kept.sum(), atol=1e-12)
 

@@ -53,6 +53,7 @@ def test_the_spec_reproduces_the_models_weights(checkpoint: MakeCheckpoint, fami
         read = capture(loaded, TEXT, layer=layer)
         assert read.max_error < 1e-6
         assert (read.spec, read.layer, read.tokens) == (spec, layer, TOKENS)
+        assert read.num_layers == len(layer_specs(loaded.config))
         shapes = spec.attention.input_shapes()
         for name in ("query", "key", "value"):
             count, width = shapes[name] or (0, 0)

@@ -18,12 +18,13 @@ class Settings:
         bias_slope: #7's bias is ``−bias_slope·|i − j|``.
         max_distance: Distance from which #7's bias grows no more; a comparison sets it to its longest.
         rotary: #8's RoPE, where the base spec has none of its own.
-        alibi_slopes: #9's slopes. None: the paper's.
+        alibi_slopes: #9's slopes, one for each head or one for all. None: the paper's.
         feature_map: #10's φ.
         window: #11's window.
         bigbird: #12's pattern.
         tile: Keys in a tile of #13.
         lambda_init: #14's λ.
+        differential_form: #14's form: ``"clipped"`` as in the textbook, or ``"paper"``, see `Differential`.
         latent_rank: #15's latent width. None: half the rank of the keys and values given.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     bigbird: Pattern = BigBird(radius=2, num_global=1, num_random=1, seed=0)  # noqa: RUF009
     tile: int = 16
     lambda_init: float = 0.5
+    differential_form: str = "clipped"
     latent_rank: int | None = None
 
 

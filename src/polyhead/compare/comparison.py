@@ -16,7 +16,7 @@ from polyhead.catalog import TEXTBOOK, Settings, mechanism, mechanisms
 from polyhead.compare import engine as engines
 from polyhead.compare.differences import Difference, difference
 from polyhead.compare.inputs import Array, Fitted, Inputs, array_inputs, check_size, example_inputs, fit, fit_mechanism
-from polyhead.compare.table import Row, Table
+from polyhead.compare.table import Row, Table, View
 from polyhead.errors import ShapeError, SpecError, UnknownNameError, UnsupportedError, unknown_name
 from polyhead.spec import AttentionSpec
 
@@ -146,9 +146,48 @@ class AttentionComparison:
 
         engines.check_engine(engine)
         inputs, title = model_inputs(model, text, layer=layer, second_text=second_text, bare=bare)
+        return cls.from_inputs(inputs, title=title, settings=settings, engine=engine, head=head)
+
+    @classmethod
+    def from_inputs(
+        cls,
+        inputs: Inputs,
+        *,
+        title: str,
+        settings: Settings | None = None,
+        engine: str = "numpy",
+        head: int = 0,
+    ) -> Self:
+        """Compare on inputs that are already at hand, such as a model's that were read once.
+
+        Args:
+            inputs: The inputs, from `polyhead.compare.inputs` or `polyhead.compare.from_model`.
+            title: What they are.
+            settings: The mechanisms' parameters. None: the defaults.
+            engine: ``"numpy"`` or ``"torch"``.
+            head: Which head's rows to show, where there are several.
+
+        Returns:
+            The comparison.
+
+        Raises:
+            ShapeError: If the inputs are too long.
+            UnknownNameError: If the engine or the head does not exist.
+            MissingExtraError: If the engine's package is not installed.
+        """
         comparison = cls.__new__(cls)
         comparison._set(inputs, title=title, settings=settings or Settings(), engine=engine, head=head)
         return comparison
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What can be asked for: the fifteen in the textbook's order, then what was added."""
+        return (*(entry.name for entry in mechanisms()), *self._added)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the input is one head, which mechanisms may split, and not several of which one is shown."""
+        return len(self.inputs.query) == 1
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -211,6 +250,10 @@ class AttentionComparison:
             return self.position(int(token))
         raise unknown_name("token", token, self.tokens[:40])
 
+    def known(self, name: str | int) -> str:
+        """Return the name that a mechanism, by whatever name or number, or an added combination goes by here."""
+        return str(name) if name in self._added else mechanism(name).name
+
     def run(self, name: str | int, token: str | int | None = None) -> Row:
         """Run one mechanism, or one's own combination, and return a token's row.
 
@@ -225,7 +268,7 @@ class AttentionComparison:
             UnknownNameError: If there is no such mechanism or token.
             PolyheadError: If this input cannot take the mechanism; the message says why.
         """
-        return self._row(self._known(name), self._token(token))
+        return self._row(self.known(name), self._token(token))
 
     def table(self, token: str | int | None = None, *, names: Iterable[str | int] | None = None) -> Table:
         """Run everything, or what is named, and return one token's rows.
@@ -243,10 +286,10 @@ class AttentionComparison:
             PolyheadError: If this input cannot take what is named; the message says why.
         """
         position = self._token(token)
-        wanted = None if names is None else {self._known(name) for name in names}
+        wanted = None if names is None else {self.known(name) for name in names}
         rows: list[Row] = []
         absent: dict[str, str] = {}
-        for name in [*(entry.name for entry in mechanisms()), *self._added]:
+        for name in self.names:
             if wanted is not None and name not in wanted:
                 continue
             try:
@@ -255,7 +298,7 @@ class AttentionComparison:
                 if wanted is not None:
                     raise
                 absent[name] = str(error)
-        title = self.title if self._is_single else f"{self.title}, head {self.head}"
+        title = self.title if self.is_single else f"{self.title}, head {self.head}"
         return Table(token=self.tokens[position], position=position, rows=tuple(rows), absent=absent, title=title)
 
     def differences(self, token: str | int | None = None) -> list[Difference]:
@@ -264,12 +307,43 @@ class AttentionComparison:
 
     def result(self, name: str | int) -> Result:
         """Return one mechanism's whole result: all heads, all tokens."""
-        known = self._known(name)
+        known = self.known(name)
         if known not in self._results:
             entry = mechanism(known)
             fitted = fit_mechanism(entry, self.inputs, self.settings)
             self._results[known] = self._run(fitted, self.settings.tile if entry.is_tiled else None)
         return self._results[known]
+
+    def view(self, name: str | int) -> View:
+        """Return what one mechanism, or one's own combination, does for every token: the head that is shown.
+
+        Args:
+            name: As in `run`.
+
+        Returns:
+            The view, of which `run` returns a token's part.
+
+        Raises:
+            UnknownNameError: If there is nothing of that name.
+            PolyheadError: If this input cannot take the mechanism; the message says why.
+        """
+        known = self.known(name)
+        entry = None if known in self._added else mechanism(known)
+        result = self.result(known)
+        is_own = result.fitted.spec == self.inputs.own and not result.fitted.is_cross
+        already = "what the model has" if is_own and entry and entry.changes not in {"nothing", "computation"} else ""
+        return View(
+            number=entry.number if entry else None,
+            name=known,
+            title=entry.title if entry else known,
+            changes=entry.changes if entry else "combination",
+            spec=result.fitted.spec,
+            output=self._shown(result.output),
+            weights=result.weights.mean(axis=0) if self.is_single else result.weights[self.head],
+            key_tokens=result.fitted.key_tokens,
+            is_own=is_own,
+            note=result.fitted.note or already,
+        )
 
     def flash_error(self) -> float:
         """Return the largest difference between flash attention's outputs and the baseline's over all tokens."""
@@ -303,41 +377,12 @@ class AttentionComparison:
     def _token(self, token: str | int | None) -> int:
         return self.position(self.inputs.token if token is None else token)
 
-    def _known(self, name: str | int) -> str:
-        """Return the name that a mechanism, by whatever name or number, or an added combination goes by here."""
-        return str(name) if name in self._added else mechanism(name).name
-
-    @property
-    def _is_single(self) -> bool:
-        """Whether the input is one head, which mechanisms may split, and not several of which one is shown."""
-        return len(self.inputs.query) == 1
-
     def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
         return Result(fitted, *engines.run(fitted, self.engine, tile))
 
     def _row(self, name: str, position: int) -> Row:
-        entry = None if name in self._added else mechanism(name)
-        result = self.result(name)
-        baseline = self._view(self.result("scaled-dot-product").output, position)
-        output = self._view(result.output, position)
-        weights = result.weights[:, position]
-        is_own = result.fitted.spec == self.inputs.own and not result.fitted.is_cross
-        already = "what the model has" if is_own and entry and entry.changes not in {"nothing", "computation"} else ""
-        return Row(
-            number=entry.number if entry else None,
-            name=name,
-            title=entry.title if entry else name,
-            changes=entry.changes if entry else "combination",
-            spec=result.fitted.spec,
-            output=output,
-            weights=weights.mean(axis=0) if self._is_single else weights[self.head],
-            key_tokens=result.fitted.key_tokens,
-            distance=float(np.linalg.norm(output - baseline)),
-            is_own=is_own,
-            note=result.fitted.note or already,
-        )
+        return self.view(name).row(position, self._shown(self.result("scaled-dot-product").output))
 
-    def _view(self, output: Array, position: int) -> Array:
-        """Return a token's output: all heads side by side where one was split, else the chosen head's."""
-        rows = output[:, position]
-        return rows.reshape(-1) if self._is_single else rows[self.head]
+    def _shown(self, output: Array) -> Array:
+        """Return each token's output: all heads side by side where one was split, else the chosen head's."""
+        return output.swapaxes(0, 1).reshape(output.shape[1], -1) if self.is_single else output[self.head]

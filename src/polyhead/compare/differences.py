@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from polyhead.compare.table import Row
+from polyhead.compare.inputs import Array
+from polyhead.compare.table import Row, View
 from polyhead.spec import Grouped
 
 EQUAL_BELOW = 1e-9
@@ -37,19 +38,25 @@ class Difference:
 def difference(first: Row, second: Row) -> Difference:
     """Compare two rows of one token."""
     gap = first.output - second.output
-    size = max(float(np.abs(first.output).max()), float(np.abs(second.output).max()), 1e-30)
-    differ = bool(np.abs(gap).max() > EQUAL_BELOW * size)
+    differ = not bool(are_equal(first.output, second.output))
     return Difference(
         first=first.name,
         second=second.name,
         largest=float(np.abs(gap).max()),
         distance=float(np.linalg.norm(gap)),
         differ=differ,
-        reason="" if differ else _why_equal(first, second),
+        reason="" if differ else why_equal(first, second),
     )
 
 
-def _why_equal(first: Row, second: Row) -> str:
+def are_equal(first: Array, second: Array) -> Array:
+    """Return whether outputs ``[..., width]`` are the same but for rounding, token by token."""
+    size = np.maximum(np.abs(first).max(axis=-1), np.abs(second).max(axis=-1))
+    return np.asarray(np.abs(first - second).max(axis=-1) <= EQUAL_BELOW * np.maximum(size, 1e-30))
+
+
+def why_equal(first: Row | View, second: Row | View) -> str:
+    """Return why two mechanisms should give a token the same output, where they do; it follows from their specs."""
     a, b = first.spec, second.spec
     if a == b:
         tiled = [row.changes == "computation" for row in (first, second)]

@@ -39,7 +39,15 @@ def model_inputs(model: Any, text: str, *, layer: int, second_text: str | None, 
         scale = own.weighting.scale if isinstance(own.weighting, Softmax) else None
         base = AttentionSpec(storage=own.storage, weighting=Softmax(scale=scale))
     inputs = Inputs(
-        tokens=read.tokens, query=read.query, key=read.key, value=read.value, base=base, cross=cross, own=own
+        tokens=read.tokens,
+        query=read.query,
+        key=read.key,
+        value=read.value,
+        base=base,
+        cross=cross,
+        own=own,
+        layer=read.layer,
+        num_layers=read.num_layers,
     )
     form = "textbook's form" if bare else "own spec"
     return inputs, f"{loaded.name}, layer {read.layer}, {form}, weights reproduced to {read.max_error:.0e}"

@@ -54,6 +54,8 @@ class Inputs:
         own: The own mechanism of the model that they come from, or None where they come from none. The base is
             the same, unless the textbook's form was asked for.
         token: The token, or its position, whose row is shown where none is asked for.
+        layer: The number of the model's layer that they come from, or None.
+        num_layers: How many layers that model has, or None.
     """
 
     tokens: tuple[str, ...]
@@ -65,6 +67,8 @@ class Inputs:
     latent: tuple[Array, Array] | None = None
     own: AttentionSpec | None = None
     token: str | int = -1
+    layer: int | None = None
+    num_layers: int | None = None
 
 
 class Fitted(NamedTuple):
@@ -205,7 +209,8 @@ def fit(spec: AttentionSpec, inputs: Inputs, settings: Settings, params: dict[st
         spec: The spec.
         inputs: The inputs.
         settings: Where a shared head comes from, and #7's slope.
-        params: The learned tensors. None: #7's bias and the latent's, which follow from the inputs.
+        params: The learned tensors. None: #7's bias and the latent's, which follow from the inputs, and those of
+            differential weighting's other forms as before any training.
 
     Returns:
         The fitted spec.
@@ -235,6 +240,9 @@ def fit(spec: AttentionSpec, inputs: Inputs, settings: Settings, params: dict[st
         else:
             key = _maps(key, planes, spec.weighting)
         notes.append(note)
+        if spec.weighting.form != "clipped" and not params:
+            implied |= _untrained(spec)
+            notes.append("λ is λ_init and the norm's weight 1, as before any training")
     if isinstance(spec.position, ClippedBias) and not params:
         implied["bias_table"] = _distance_table(spec, settings.bias_slope)
         notes.append(f"bias −{settings.bias_slope:g}·|i − j|")
@@ -331,6 +339,13 @@ def _halves(width: int, base: AttentionSpec) -> tuple[tuple[list[int], list[int]
             f"a head of width {width} does not halve evenly into two maps: its width, or its RoPE planes, are odd"
         )
     return (first, second), f"maps are the {'even and odd planes of RoPE' if planes else 'halves'}"
+
+
+def _untrained(spec: AttentionSpec) -> dict[str, Array]:
+    """Return λ vectors of zeros, which leave λ_init, and a norm's weight of ones."""
+    shapes = spec.parameter_shapes()
+    vectors = {name: np.zeros(shape) for name, shape in shapes.items() if name.startswith("lambda_")}
+    return vectors | {name: np.ones(shapes[name]) for name in ("sub_norm",) if name in shapes}
 
 
 def _half_rank(inputs: Inputs) -> int:

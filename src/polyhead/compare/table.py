@@ -80,6 +80,63 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """What one mechanism does for every token: the attributes of `Row`, whose arrays have a row per token here.
+
+    Attributes:
+        number: The mechanism's number, or None for a spec of one's own.
+        name: Its name.
+        title: Its name to read.
+        changes: What it changes.
+        spec: The spec that ran.
+        output: The outputs, ``[q_len, width]``.
+        weights: The weights, ``[q_len, kv_len]``.
+        key_tokens: The key tokens.
+        is_own: Whether this is the model's own mechanism.
+        note: What was done to the inputs.
+    """
+
+    number: int | None
+    name: str
+    title: str
+    changes: str
+    spec: AttentionSpec
+    output: Array
+    weights: Array
+    key_tokens: tuple[str, ...]
+    is_own: bool
+    note: str
+
+    def distances(self, baseline: Array) -> Array:
+        """Return the L2 distance of each token's output from its baseline's."""
+        return np.asarray(np.linalg.norm(self.output - baseline, axis=-1))
+
+    def row(self, position: int, baseline: Array) -> Row:
+        """Return a token's row.
+
+        Args:
+            position: The token's position.
+            baseline: The baseline's outputs, ``[q_len, width]``.
+
+        Returns:
+            The row.
+        """
+        return Row(
+            number=self.number,
+            name=self.name,
+            title=self.title,
+            changes=self.changes,
+            spec=self.spec,
+            output=self.output[position],
+            weights=self.weights[position],
+            key_tokens=self.key_tokens,
+            distance=float(self.distances(baseline)[position]),
+            is_own=self.is_own,
+            note=self.note,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """One token's rows.
 

@@ -47,6 +47,7 @@ class Captured:
         tokens: The text's tokens, as the tokenizer writes them.
         spec: What the layer is.
         layer: Its number, counted from 0.
+        num_layers: How many layers the model has.
         max_error: Largest difference between ``weights`` and those that the oracle computes from ``query``,
             ``key`` and ``spec``.
     """
@@ -58,6 +59,7 @@ class Captured:
     tokens: tuple[str, ...]
     spec: LayerSpec
     layer: int
+    num_layers: int
     max_error: float
 
 
@@ -109,7 +111,9 @@ def capture(loaded: Loaded, text: str, *, layer: int, check: bool = True) -> Cap
         )
     arrays = {"query": query, "key": key, "value": seen.value, "weights": seen.weights}
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Captured(tokens=tokens, spec=specs[layer], layer=layer, max_error=max_error, **single)
+    return Captured(
+        tokens=tokens, spec=specs[layer], layer=layer, num_layers=len(specs), max_error=max_error, **single
+    )
 
 
 def check_capturable(config: Mapping[str, Any]) -> list[LayerSpec]:

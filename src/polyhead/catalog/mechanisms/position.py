@@ -22,7 +22,10 @@ def as_rope(base: AttentionSpec, settings: Settings) -> AttentionSpec:
 
 def as_alibi(base: AttentionSpec, settings: Settings) -> AttentionSpec:
     """Subtract a slope times the distance."""
-    return dataclasses.replace(base, position=Alibi(slopes=settings.alibi_slopes))
+    slopes = settings.alibi_slopes
+    if slopes is not None and len(slopes) == 1:
+        slopes *= base.num_heads
+    return dataclasses.replace(base, position=Alibi(slopes=slopes))
 
 
 RELATIVE_BIAS = Mechanism(

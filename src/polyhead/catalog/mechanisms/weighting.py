@@ -26,7 +26,7 @@ def as_differential(base: AttentionSpec, settings: Settings) -> AttentionSpec:
         head_dim=base.qk_head_dim // 2,
         v_head_dim=base.v_head_dim,
     )
-    weighting = Differential(form="clipped", lambda_init=settings.lambda_init)
+    weighting = Differential(form=settings.differential_form, lambda_init=settings.lambda_init)
     return dataclasses.replace(base, storage=storage, position=NoPosition(), weighting=weighting)
 
 
