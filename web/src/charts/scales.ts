@@ -1,0 +1,42 @@
+// Colours and numbers, the same in every chart.
+import { format } from "d3-format";
+import { scaleLinear } from "d3-scale";
+import { interpolateCividis } from "d3-scale-chromatic";
+
+export const four = (value: number) => format(".4f")(value).replace("−0.0000", "0.0000").replace("−", "-");
+export const three = (value: number) => format(".3f")(value).replace("−0.000", "0.000").replace("−", "-");
+
+/** A weight as it stands on a bar: without the zero that all of them share. */
+export const short = (value: number) => three(value).replace(/^(-?)0\./, "$1.");
+
+/** Weights: by their square root, so that small ones can be told apart. */
+export function weightColour(weight: number, largest: number): string {
+  return interpolateCividis(Math.sqrt(Math.max(0, weight) / Math.max(largest, 1e-12)));
+}
+
+const blue = "#2f6db3";
+const orange = "#d9772b";
+
+/** Signed numbers: blue below zero, orange above, the page's own neutral between. */
+export function signedColour(value: number, bound: number, neutral: string): string {
+  const scale = scaleLinear<string>().domain([-bound, 0, bound]).range([blue, neutral, orange]).clamp(true);
+  return scale(bound > 0 ? value : 0);
+}
+
+/** The ink that can be read on a colour. */
+export function inkOn(colour: string): string {
+  const [red, green, blue] = colour.startsWith("#")
+    ? [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16))
+    : colour.match(/[\d.]+/g)!.map(Number);
+  const linear = [red, green, blue].map((part) => {
+    const share = part / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#14171c" : "#ffffff";
+}
+
+export function largestOf(values: Iterable<number>): number {
+  let largest = 0;
+  for (const value of values) largest = Math.max(largest, Math.abs(value));
+  return largest;
+}

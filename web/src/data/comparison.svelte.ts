@@ -1,0 +1,115 @@
+// The fifteen on the chosen input: one answer for the input, and one for each mechanism whose controls were moved.
+import { askBytes, isRecorded, recorded, ask, canonical, Refusal } from "./ask";
+import { readMatrix } from "./matrix";
+import { page } from "./state.svelte";
+import type { Matrix, ModelStatus, Row, Settings } from "./types";
+
+interface Body {
+  source: unknown;
+  settings: Settings;
+  specs: unknown;
+  mechanisms?: string[];
+}
+
+class Comparison {
+  matrix: Matrix | null = $state.raw(null);
+  moved: Record<string, { body: Body; row: Row | null; problem: string }> = $state.raw({});
+  problem = $state("");
+  busy = $state(false);
+  /** The key token that is pointed at, in whichever chart; -1: none. */
+  pointed = $state(-1);
+  model: ModelStatus | null = $state.raw(null);
+  #asked = "";
+
+  /** Every row, the moved ones in place of those that the input came with. */
+  rows = $derived(this.matrix?.rows.map((row) => this.moved[row.name]?.row ?? row) ?? []);
+  byName = $derived(new Map(this.rows.map((row) => [row.name, row])));
+  baseline = $derived(this.byName.get("scaled-dot-product"));
+  token = $derived(Math.min(page.token ?? this.matrix?.token ?? 0, (this.matrix?.tokens.length ?? 1) - 1));
+  is_saved = recorded !== null;
+
+  /** Asks for the input, unless it is what was asked for last. */
+  async load(body: Body): Promise<void> {
+    const key = canonical(body);
+    if (key === this.#asked) return;
+    this.#asked = key;
+    this.busy = true;
+    try {
+      const matrix = readMatrix(await askBytes("matrix", body));
+      if (key !== this.#asked) return;
+      this.matrix = matrix;
+      this.moved = {};
+      this.problem = "";
+    } catch (error) {
+      if (key !== this.#asked) return;
+      this.problem = (error as Error).message;
+      if ((error as Refusal).status === 503) this.#asked = ""; // asked again when the model has loaded
+    }
+    this.busy = false;
+  }
+
+  /** Asks for each mechanism whose own settings are not those that its row was computed with. */
+  async move(source: unknown, settings: Settings): Promise<void> {
+    for (const row of this.matrix?.rows ?? []) {
+      const own = row.controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]);
+      const before = this.moved[row.name]?.body.settings ?? {};
+      if (canonical(Object.fromEntries(own)) === canonical(before)) continue;
+      if (!own.length) this.#keep(row.name, null);
+      else void this.#move(row, { source, settings: Object.fromEntries(own), mechanisms: [row.name], specs: {} });
+    }
+  }
+
+  async #move(row: Row, body: Body): Promise<void> {
+    this.#keep(row.name, { body, row: this.moved[row.name]?.row ?? null, problem: "" });
+    const isLast = () => this.moved[row.name]?.body === body;
+    try {
+      const [moved] = readMatrix(await askBytes("matrix", body)).rows;
+      if (isLast()) this.#keep(row.name, { body, row: moved, problem: "" });
+    } catch (error) {
+      if (isLast()) this.#keep(row.name, { body, row: null, problem: (error as Error).message });
+    }
+  }
+
+  #keep(name: string, moved: { body: Body; row: Row | null; problem: string } | null): void {
+    const { [name]: _, ...rest } = this.moved;
+    this.moved = moved === null ? rest : { ...rest, [name]: moved };
+  }
+
+  /** Whether a value of a control can be shown here: of a saved page, whether it was computed. */
+  canMove(row: Row, name: string, value: unknown): boolean {
+    if (!this.is_saved) return true;
+    const settings = { ...this.moved[row.name]?.body.settings, [name]: value };
+    return isRecorded("matrix", { source: page.matrix.source, settings, mechanisms: [row.name], specs: {} });
+  }
+
+  /** Looks whether the model has loaded, until it has. */
+  async watchModel(): Promise<void> {
+    if (this.is_saved) return;
+    for (;;) {
+      try {
+        const status = await ask<ModelStatus>("model");
+        const wasLoading = this.model?.state === "loading";
+        this.model = status;
+        if (wasLoading && status.state === "ready") void this.load($state.snapshot(bodyOf()) as Body);
+        if (status.state !== "loading") return;
+      } catch (error) {
+        this.problem = (error as Error).message;
+        return;
+      }
+      await new Promise((wake) => setTimeout(wake, 400));
+    }
+  }
+}
+
+/** What is asked for the input itself, with every mechanism as it begins. */
+export function bodyOf(): Body {
+  return { source: page.matrix.source, settings: {}, specs: page.matrix.specs };
+}
+
+export const comparison = new Comparison();
+
+/** A token as one reads it: without a tokenizer's mark of a leading space, which byte-level ones write Ġ. */
+export function readable(token: string): string {
+  const text = token.replace(/^[Ġ▁ ]/, "").replaceAll("Ċ", "⏎").replaceAll("\n", "⏎").replaceAll("Ġ", "␣");
+  return text || "␣";
+}
