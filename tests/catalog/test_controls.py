@@ -14,9 +14,9 @@ from polyhead.errors import SpecError
 from polyhead.spec import BigBird, Causal, Full, Rotary, SlidingWindow
 
 TURNED: dict[str, tuple[Any, dict[str, Any]]] = {
-    "num_heads": (4, {"num_heads": 4}),
     "num_groups": (1, {"num_groups": 1}),
     "shared_head": ("mean", {"shared_head": "mean"}),
+    "num_heads": (4, {"num_heads": 4}),
     "bias_slope": (0.3, {"bias_slope": 0.3}),
     "rope_theta": (500.0, {"rotary": dataclasses.replace(TEXTBOOK.rotary, theta=500.0)}),
     "rope_pairs": ("half", {"rotary": Rotary(pairs="half", direction="reversed")}),
@@ -87,7 +87,7 @@ def test_what_is_no_bigbird_has_no_parts() -> None:
 @pytest.mark.parametrize(
     ("flat", "message"),
     [
-        ({"windows": 1}, "there is no setting 'windows'; there are num_heads, num_groups"),
+        ({"windows": 1}, "there is no setting 'windows'; there are num_groups, shared_head"),
         ({"num_heads": 0}, "num_heads=0 is not allowed; give a whole number of at least 1"),
         ({"num_heads": True}, "num_heads=True is not allowed"),
         ({"num_groups": 1.5}, "num_groups=1.5 is not allowed; give a whole number of at least 1"),

@@ -127,7 +127,7 @@ def test_what_the_input_cannot_take_is_absent_with_the_reason_and_its_knobs(tmp_
     assert read["absent"]["gqa"] == "num_kv_heads=4 does not divide num_heads=2; use 1 or 2"
     assert read["absent"]["cross"].startswith("cross-attention needs a second sequence")
     knobs = {name: [control["name"] for control in found] for name, found in read["absent_controls"].items()}
-    assert knobs == {"gqa": ["num_heads", "num_groups", "shared_head"], "cross": []}
+    assert knobs == {"gqa": ["num_groups", "shared_head", "num_heads"], "cross": []}
 
 
 @pytest.mark.parametrize("name", ["é", "ab", "{}", "\u2028"])

@@ -161,15 +161,6 @@ def _set_slope(settings: Settings, value: Any) -> Settings:
 
 _HEADS = (
     Control(
-        name="num_heads",
-        label="heads",
-        kind="choice",
-        mechanisms=("mha", "mqa", "gqa"),
-        help="How many heads a single head's width is split into.",
-        read=lambda settings: settings.num_heads,
-        write=_whole("num_heads", 1),
-    ),
-    Control(
         name="num_groups",
         label="groups",
         kind="choice",
@@ -187,6 +178,15 @@ _HEADS = (
         read=lambda settings: settings.shared_head,
         write=_word("shared_head", SHARED_HEADS),
         choices=SHARED_HEADS,
+    ),
+    Control(
+        name="num_heads",
+        label="heads",
+        kind="choice",
+        mechanisms=("mha", "mqa", "gqa"),
+        help="How many heads a single head's width is split into.",
+        read=lambda settings: settings.num_heads,
+        write=_whole("num_heads", 1),
     ),
 )
 
