@@ -6,7 +6,8 @@ import temml from "temml";
 import { defineConfig, type Plugin } from "vite";
 
 const CATALOGUE = resolve(import.meta.dirname, "src/catalogue.json");
-const OUT = resolve(import.meta.dirname, "../src/polyhead/page/page.html");
+const OUT = process.env.PAGE_OUT ?? resolve(import.meta.dirname, "../src/polyhead/page/page.html");
+const DIGEST = process.env.PAGE_DIGEST ?? "";
 
 /** Gives `virtual:formulas`: each mechanism's formula as MathML, so that no formula library ships. */
 function formulas(): Plugin {
@@ -35,7 +36,7 @@ function oneFile(): Plugin {
       const files = Object.values(bundle);
       const page = files.find((file) => file.fileName.endsWith(".html"));
       if (page?.type !== "asset") throw new Error("the build made no page");
-      let html = String(page.source);
+      let html = String(page.source).replace("%DIGEST%", DIGEST);
       for (const file of files) {
         if (file === page) continue;
         const script = file.type === "chunk";

@@ -41,7 +41,7 @@ export function canonical(value: unknown): string {
 }
 
 function keyOf(path: string, body: unknown): string {
-  return `${path} ${body === undefined ? "" : canonical(body)}`;
+  return `${path} ${body == null ? "" : canonical(body)}`;
 }
 
 /** Whether a saved page has the answer; a server is asked for any. */
