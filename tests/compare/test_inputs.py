@@ -279,6 +279,11 @@ def test_a_head_that_does_not_halve() -> None:
         fitted("differential", inputs(width=3))
 
 
+def test_a_rank_that_would_fill_the_memory() -> None:
+    with pytest.raises(ShapeError, match=r"kv_lora_rank=9999999 makes .* have at most rank 6, give that or less"):
+        fit(latent(4, 9_999_999, 8, 8), inputs(), DEFAULTS)
+
+
 # --- a latent -------------------------------------------------------------------------------------
 
 

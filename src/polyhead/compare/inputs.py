@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from polyhead.catalog import EXAMPLE, Mechanism, Settings
+from polyhead.compare.latent import half_rank, latent_of
 from polyhead.errors import ShapeError, UnsupportedError
 from polyhead.oracle import rotate
 from polyhead.spec import AttentionSpec, Differential, Grouped, Latent, Rotary
@@ -194,7 +195,7 @@ def fit_mechanism(mechanism: Mechanism, inputs: Inputs, settings: Settings) -> F
         key_tokens = inputs.cross.key_tokens
     settings = dataclasses.replace(settings, max_distance=max(len(inputs.tokens), len(key_tokens)) - 1)
     if mechanism.inputs == "latent" and settings.latent_rank is None:
-        settings = dataclasses.replace(settings, latent_rank=_half_rank(inputs))
+        settings = dataclasses.replace(settings, latent_rank=half_rank(inputs.key, inputs.value))
     spec = mechanism.substitute(inputs.base, settings)
     if mechanism.inputs in ("halves", "latent"):  # these keep no position: it enters before they cut heads up
         source = _entered(source)
@@ -226,7 +227,8 @@ def fit(spec: AttentionSpec, inputs: Inputs, settings: Settings, params: dict[st
     implied: dict[str, Array] = {}
     fitted_value: Array | None = value
     if isinstance(spec.storage, Latent):
-        key, implied, note = _latent(spec, inputs, key, value)
+        _check_latent(spec.storage, key, value)
+        key, implied, note = latent_of(spec, key, value, inputs.latent)
         fitted_value = None
     else:
         key, value, note = _share(key, value, spec.num_kv_heads, settings.shared_head)
@@ -348,37 +350,13 @@ def _untrained(spec: AttentionSpec) -> dict[str, Array]:
     return vectors | {name: np.ones(shapes[name]) for name in ("sub_norm",) if name in shapes}
 
 
-def _half_rank(inputs: Inputs) -> int:
-    joint = np.concatenate([*inputs.key, *inputs.value], axis=-1)
-    return max(1, int(np.linalg.matrix_rank(joint)) // 2)
-
-
-def _latent(spec: AttentionSpec, inputs: Inputs, key: Array, value: Array) -> tuple[Array, dict[str, Array], str]:
-    """Compress keys and values into the latent rows ``[1, len, rank]`` and the matrices that expand them."""
-    assert isinstance(spec.storage, Latent)
-    rank, group = spec.storage.kv_lora_rank, spec.num_heads // len(key)
-    if spec.storage.qk_rope_head_dim:
-        raise ShapeError("a latent with a RoPE key cannot be made from whole keys; give qk_rope_head_dim=0")
-    if inputs.latent is not None and spec.num_heads == 1 and rank == inputs.latent[0].shape[1]:
-        down, up = inputs.latent
-        return key @ down, {"w_uk": up.T[None], "w_uv": up.T[None]}, "latent by the textbook's W_down"
-    joint = np.concatenate([*key, *value], axis=-1)  # [len, all heads' widths]
-    left, sizes, right = np.linalg.svd(joint, full_matrices=False)
-    rank_found = min(rank, len(sizes))
-    rows = np.zeros((1, len(joint), rank))
-    rows[0, :, :rank_found] = left[:, :rank_found] * sizes[:rank_found]
-    up = np.zeros((rank, joint.shape[1]))
-    up[:rank_found] = right[:rank_found]
-    split = len(key) * key.shape[-1]
-    w_uk, w_uv = (
-        np.repeat(part.T.reshape(len(key), -1, rank), group, axis=0) for part in (up[:, :split], up[:, split:])
-    )
-    kept = (sizes[:rank_found] ** 2).sum() / max((sizes**2).sum(), np.finfo(float).tiny)
-    note = (
-        f"joint SVD of keys and values at rank {rank} of {len(sizes)} keeps {kept:.1%} of their energy, "
-        f"{rank} numbers per token for {joint.shape[1]}"
-    )
-    return rows, {"w_uk": w_uk, "w_uv": w_uv}, note
+def _check_latent(storage: Latent, key: Array, value: Array) -> None:
+    width = len(key) * (key.shape[-1] + value.shape[-1])
+    if storage.kv_lora_rank * width > MAX_PAIRS:
+        raise ShapeError(
+            f"kv_lora_rank={storage.kv_lora_rank} makes {storage.kv_lora_rank * width:,} numbers to unfold from; "
+            f"these keys and values have at most rank {min(key.shape[1], width)}, give that or less"
+        )
 
 
 def _distance_table(spec: AttentionSpec, slope: float) -> Array:

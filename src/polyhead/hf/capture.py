@@ -111,9 +111,7 @@ def capture(loaded: Loaded, text: str, *, layer: int, check: bool = True) -> Cap
         )
     arrays = {"query": query, "key": key, "value": seen.value, "weights": seen.weights}
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Captured(
-        tokens=tokens, spec=specs[layer], layer=layer, num_layers=len(specs), max_error=max_error, **single
-    )
+    return Captured(tokens=tokens, spec=specs[layer], layer=layer, num_layers=len(specs), max_error=max_error, **single)
 
 
 def check_capturable(config: Mapping[str, Any]) -> list[LayerSpec]:
