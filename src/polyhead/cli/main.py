@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "Run all fifteen on one input: the example, your arrays, or a real model's heads.",
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
     "plan": "Say which attention fits a model, a context and a device, and why.",
+    "serve": "Serve the dashboard: compare, compose, plan, measure and learn, on one page.",
     "tables": "Print what the fifteen cost, how they pull, and what they keep, at sizes of your own.",
     "generate": "Let a model go on with a text, through polyhead's attention.",
     "bench": "Time mechanisms on this machine, beside PyTorch's attention and other people's layers.",
@@ -31,6 +32,7 @@ EXTRAS = {
     "hf": ("torch", "transformers", "gguf", "accelerate"),
     "numba": ("torch", "numba"),
     "plot": ("matplotlib",),
+    "serve": ("starlette", "uvicorn", "msgspec"),
     "bench": ("transformers", "matplotlib", "x-transformers", "fla-core"),
 }
 """The packages whose presence makes an extra."""

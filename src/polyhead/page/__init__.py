@@ -1,7 +1,7 @@
 """The dashboard's page: one file that needs no network, alone or filled with answers recorded for it.
 
-The page asks questions, a path and a body, and gets answers. In the dashboard a server gives them; in a saved file, in a
-notebook and in the documentation they stand in the page itself, and it looks them up by path and body.
+The page asks questions, a path and a body, and gets answers. In the dashboard a server gives them; in a saved file, in
+a notebook and in the documentation they stand in the page itself, and it looks them up by path and body.
 """
 
 from __future__ import annotations

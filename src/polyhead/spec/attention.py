@@ -324,6 +324,25 @@ class LayerSpec(Choice):
         return _from_json(cls, text)
 
 
+def part_from_data(data: Mapping[str, Any]) -> Choice:
+    """Build a part of a spec, or a whole one, from decoded JSON.
+
+    Args:
+        data: What `Choice.to_data` returned.
+
+    Returns:
+        The part.
+
+    Raises:
+        SpecError: If no part has that type, or its fields are not allowed.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(f"expected a part of a spec, got {type(data).__name__}; write one with to_data()")
+    found = _decode(dict(data), _choice_types())
+    assert isinstance(found, Choice)
+    return found
+
+
 def _choice_types() -> dict[str, Callable[[Mapping[str, Any]], Choice]]:
     """Return how each type name of the JSON form is built."""
     modules = (storage, position, scaling, pattern, combined, links, weighting)

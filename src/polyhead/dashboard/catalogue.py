@@ -1,0 +1,60 @@
+"""What the page knows without asking: mechanisms, models, devices, and the form in which a spec is filled in.
+
+It depends on nothing but the library, so it is built into the page too; a server sends it again, since its own version
+and its own state at the start may be others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from polyhead.catalog import EXAMPLE, TEXTBOOK, Mechanism, Settings, devices, mechanisms, models
+from polyhead.catalog.controls import flat_from
+from polyhead.cost import BITS
+from polyhead.dashboard.choices import choices
+from polyhead.dashboard.state import defaults
+from polyhead.page import version
+from polyhead.planner.asked import OBJECTIVES
+from polyhead.planner.tasks import TASKS
+from polyhead.spec.rules import RULES
+
+SCHEMA = 1
+"""Version of what the page reads, in every answer."""
+
+
+def catalogue(state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return everything that can be chosen from.
+
+    Args:
+        state: What the page shows at first. None: the shared example, and a question to each of its screens.
+
+    Returns:
+        JSON-ready data.
+    """
+    return {
+        "schema": SCHEMA,
+        "version": version(),
+        "mechanisms": [mechanism_data(entry) for entry in mechanisms()],
+        "example": {"tokens": list(EXAMPLE.tokens), "token": EXAMPLE.tokens.index(EXAMPLE.token)},
+        "models": [
+            {"name": one.name, "title": one.title, "model_type": one.model_type, "max_seq_len": one.max_seq_len}
+            for one in models()
+        ],
+        "devices": [{"name": one.name, "title": one.title, "memory": one.memory} for one in devices()],
+        "tasks": [{"name": one.name, "what": one.what.replace("{written} ", "")} for one in TASKS.values()],
+        "objectives": list(OBJECTIVES),
+        "precisions": list(BITS),
+        "choices": choices(),
+        "rules": [{"name": rule.name, "statement": rule.statement} for rule in RULES],
+        "settings": {"example": flat_from(TEXTBOOK), "other": flat_from(Settings())},
+        "state": dict(defaults() if state is None else state),
+    }
+
+
+def mechanism_data(entry: Mechanism) -> dict[str, Any]:
+    """Return all that the encyclopaedia says of a mechanism, and its spec on the shared example."""
+    told = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name != "substitute"}
+    told |= {"aliases": list(entry.aliases), "forces": dataclasses.asdict(entry.forces)}
+    return {**told, "spec": entry.spec.to_data(), "spec_repr": repr(entry.spec)}

@@ -1,0 +1,33 @@
+"""Answers about the fifteen on one input: whole matrices, one token's rows, and how these come about."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from polyhead.compare import AttentionComparison
+from polyhead.compare.matrices import matrices
+from polyhead.dashboard.bounds import computed
+from polyhead.dashboard.requests import CompareRequest, Comparison, MatrixRequest
+from polyhead.dashboard.sources import Sources
+
+
+def matrix(request: MatrixRequest, sources: Sources) -> bytes:
+    """Answer with whole matrices; see `polyhead.compare.matrices.matrices` for their form."""
+    comparison = comparison_of(request, sources)
+    found: bytes = computed(lambda: matrices(comparison, request.mechanisms))
+    return found
+
+
+def compare(request: CompareRequest, sources: Sources) -> dict[str, Any]:
+    """Answer with one token's rows; see `polyhead.compare.Table.to_json` for their form."""
+    comparison = comparison_of(request, sources)
+    table = computed(lambda: comparison.table(request.token, names=request.mechanisms))
+    data: dict[str, Any] = json.loads(table.to_json())
+    return data
+
+
+def comparison_of(request: Comparison, sources: Sources) -> AttentionComparison:
+    """Return the comparison that a request is about; raises as `Sources.comparison` does."""
+    found: AttentionComparison = computed(lambda: sources.comparison(request))
+    return found
