@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 MACHINE ?= $(shell uname -m)-$(shell getconf _NPROCESSORS_ONLN)-threads
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-all check docs bench clean help
+.PHONY: demo test test-all check page docs bench clean help
 
 demo: .venv/.demo ## Reproduce the textbook's comparison, then run it on a real model's head
 	@mkdir -p demo
@@ -29,20 +29,24 @@ demo: .venv/.demo ## Reproduce the textbook's comparison, then run it on a real 
 	@echo
 	@echo "Pictures: demo/example.png, demo/smollm2.png"
 
-test: .venv/.dev ## Run the everyday tests (minutes)
+test: .venv/.browser ## Run the everyday tests (minutes)
 	@echo "==> Running the everyday tests"
 	@$(PYTEST) -m "not slow and not gpu"
 
-test-all: .venv/.dev ## Run every test (long); those that need a GPU skip where there is none
+test-all: .venv/.browser ## Run every test (long); those that need a GPU skip where there is none
 	@echo "==> Running every test"
 	@$(PYTEST)
 
-check: .venv/.dev ## Lint, check formatting, types, imports and docstrings
+check: .venv/.dev ## Lint, check formatting, types, imports, docstrings, and that the page is what its sources make
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pydoclint src
+	$(BIN)/python scripts/page.py --check
+
+page: .venv/.dev ## Build the dashboard's page from web/ (needs Node 20 or newer)
+	@$(BIN)/python scripts/page.py
 
 docs: .venv/.demo ## Write the pages of docs, and the outputs and the pictures, anew
 	@$(BIN)/python scripts/docs.py
@@ -91,6 +95,12 @@ help: ## List these targets
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	@echo "==> Installing the development tools, and numba for compiled decoding"
-	@$(INSTALL) --build-constraint constraints.txt -e ".[numba]" --group dev
+	@echo "==> Installing the development tools, numba for compiled decoding, and the dashboard's server"
+	@$(INSTALL) --build-constraint constraints.txt -e ".[numba,serve]" --group dev
+	@touch $@
+
+# Where no browser can be had, the tests of the page skip themselves, or fail where CI is set.
+.venv/.browser: .venv/.dev
+	@echo "==> Looking for a browser for the tests of the page"
+	@$(BIN)/python scripts/browser.py || true
 	@touch $@

@@ -88,7 +88,7 @@ def checkpoint(tmp_path: Path) -> MakeCheckpoint:
         model = transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(model_type, **{**given, **fields})
         )
-        _fill(model)
+        fill(model)
         if change is not None:
             change(model)
         return save(model.to(dtype=getattr(pytest.importorskip("torch"), dtype)), tmp_path / family)
@@ -103,7 +103,7 @@ def save(model: Any, directory: Path, **asked: Any) -> Path:
     return directory
 
 
-def _fill(model: Any) -> None:
+def fill(model: Any) -> None:
     """Give every weight a size that matters: norms are not 1, biases not 0, and scores about 1."""
     torch = pytest.importorskip("torch")
     numbers = torch.Generator().manual_seed(0)

@@ -120,20 +120,30 @@ function put(into: unknown, path: string[], value: unknown): void {
 
 /** What a link cannot mean is as at the beginning. */
 function mended(of: State): State {
-  for (const [name, value] of Object.entries(defaults) as [keyof State, unknown][]) {
-    if (isPlain(value) !== isPlain(of[name])) Object.assign(of, { [name]: value });
-  }
+  mend(of as unknown as Record<string, unknown>, defaults as unknown as Record<string, unknown>);
   if (!screens.includes(of.screen)) of.screen = defaults.screen;
   if (!Number.isInteger(of.token)) of.token = defaults.token;
   if (!mechanismOf(of.mechanism)) of.mechanism = defaults.mechanism;
-  if (!Array.isArray(of.heat.names)) of.heat = structuredClone(defaults.heat);
   return of;
+}
+
+/** Puts back whatever is of another kind than at the beginning; what is nothing there may be anything. */
+function mend(of: Record<string, unknown>, like: Record<string, unknown>): void {
+  for (const [name, value] of Object.entries(like)) {
+    if (value === null) continue;
+    if (kindOf(of[name]) !== kindOf(value)) of[name] = structuredClone(value);
+    else if (isPlain(value)) mend(of[name] as Record<string, unknown>, value);
+  }
+}
+
+function kindOf(value: unknown): string {
+  return Array.isArray(value) ? "array" : value === null ? "null" : typeof value;
 }
 
 /** The link of a newer page, which this one cannot read; empty where there is none. */
 export function unreadable(): string {
   const written = location.hash.replace(/^#/, "").split("?")[0];
-  return written && written !== VERSION ? written : "";
+  return /^\d+$/.test(written) && written !== VERSION ? written : "";
 }
 
 /** Writes the state into the address; a new screen is a new entry of the history. */
