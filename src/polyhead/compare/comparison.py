@@ -222,11 +222,12 @@ class AttentionComparison:
         self._added.append(name)
         return self
 
-    def position(self, token: str | int) -> int:
+    def position(self, token: str | int | None = None) -> int:
         """Return a token's position.
 
         Args:
-            token: Its position, or its text, with or without the tokenizer's mark of a leading space.
+            token: Its position, or its text, with or without the tokenizer's mark of a leading space. None: that of
+                the token whose row is shown where none is asked for.
 
         Returns:
             The position, from 0.
@@ -235,6 +236,8 @@ class AttentionComparison:
             UnknownNameError: If there is no such token, or several.
         """
         count = len(self.tokens)
+        if token is None:
+            token = self.inputs.token
         if not isinstance(token, str):
             number = operator.index(token)
             if not -count <= number < count:
@@ -268,7 +271,7 @@ class AttentionComparison:
             UnknownNameError: If there is no such mechanism or token.
             PolyheadError: If this input cannot take the mechanism; the message says why.
         """
-        return self._row(self.known(name), self._token(token))
+        return self._row(self.known(name), self.position(token))
 
     def table(self, token: str | int | None = None, *, names: Iterable[str | int] | None = None) -> Table:
         """Run everything, or what is named, and return one token's rows.
@@ -285,7 +288,7 @@ class AttentionComparison:
             UnknownNameError: If there is no such token, or nothing of a name.
             PolyheadError: If this input cannot take what is named; the message says why.
         """
-        position = self._token(token)
+        position = self.position(token)
         wanted = None if names is None else {self.known(name) for name in names}
         rows: list[Row] = []
         absent: dict[str, str] = {}
@@ -373,9 +376,6 @@ class AttentionComparison:
 
         table = self.table()
         return {"text/plain": table.to_markdown(), "text/html": embedded(table) + table.to_html()}
-
-    def _token(self, token: str | int | None) -> int:
-        return self.position(self.inputs.token if token is None else token)
 
     def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
         return Result(fitted, *engines.run(fitted, self.engine, tile))

@@ -8,7 +8,8 @@ import numpy as np
 
 from polyhead.compare.inputs import Array, Fitted
 from polyhead.errors import require_extra, unknown_name
-from polyhead.oracle import attend as oracle_attend, attend_tiled
+from polyhead.oracle import attend as oracle_attend, attend_tiled, trace as oracle_trace
+from polyhead.oracle.trace import Trace
 
 ENGINES = ("numpy", "torch")
 
@@ -40,6 +41,34 @@ def run(fitted: Fitted, engine: str, tile: int | None) -> tuple[Array, Array]:
     if tile is not None:
         output = attend_tiled(*arrays, tile=tile, params=fitted.params)
     return output[0], weights[0]
+
+
+def trace(fitted: Fitted, head: int, index: int, tile: int | None) -> Trace:
+    """Return what one query goes through in one head, in NumPy whatever the engine, since stages are the oracle's.
+
+    Args:
+        fitted: The spec with its inputs.
+        head: The head.
+        index: Which query.
+        tile: Keys in a tile, for flash attention; None for no tiles.
+
+    Returns:
+        The stages.
+    """
+    value = None if fitted.value is None else fitted.value[None]
+    query_positions, key_positions = _positions(fitted)
+    positions = None if query_positions is None or key_positions is None else (query_positions, key_positions)
+    return oracle_trace(
+        fitted.query[None],
+        fitted.key[None],
+        value,
+        fitted.spec,
+        head=head,
+        index=index,
+        positions=positions,
+        params=fitted.params,
+        tile=tile,
+    )
 
 
 def check_engine(engine: str) -> None:

@@ -115,7 +115,7 @@ def _about(comparison: AttentionComparison) -> dict[str, Any]:
         "schema": SCHEMA,
         "title": comparison.title,
         "tokens": list(comparison.tokens),
-        "token": comparison.position(inputs.token),
+        "token": comparison.position(),
         "head": comparison.head,
         "num_heads": len(inputs.query),
         "layer": inputs.layer,

@@ -3,5 +3,6 @@
 from polyhead.oracle.attend import attend
 from polyhead.oracle.rotate import rotate
 from polyhead.oracle.tiled import attend_tiled
+from polyhead.oracle.trace import trace
 
-__all__ = ["attend", "attend_tiled", "rotate"]
+__all__ = ["attend", "attend_tiled", "rotate", "trace"]

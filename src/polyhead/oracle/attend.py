@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from polyhead.errors import ShapeError
-from polyhead.oracle.rotate import rotate
-from polyhead.spec import Alibi, AttentionSpec, Differential, Latent, Linear, RelativeBias, Rotary, Softmax
-from polyhead.spec.position import ShawBias
-
-Array = NDArray[Any]
-
-
-class Sequence(NamedTuple):
-    """One sequence of a batch, expanded to full heads; every array float64.
-
-    Attributes:
-        query: ``[num_heads · maps, q_len, width]``.
-        key: ``[num_kv_heads · maps, kv_len, width]``.
-        value: ``[num_kv_heads, kv_len, v_head_dim]``.
-        query_positions: ``[q_len]``.
-        key_positions: ``[kv_len]``.
-        may_meet: ``[q_len, kv_len]``, what the key mask and the segments leave.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    query_positions: Array
-    key_positions: Array
-    may_meet: Array
+from polyhead.oracle.stages import Array, Sequence, head_stages
+from polyhead.spec import AttentionSpec, Latent
 
 
 def attend(
@@ -74,24 +51,18 @@ def attend(
     arrays, tensors = checked({"query": query, "key": key, "value": value}, spec, params or {})
     batch, _, q_len, _ = arrays["query"].shape
     kv_len = arrays["key"].shape[-2]
-    q_pos = np.arange(kv_len - q_len, kv_len) if query_positions is None else query_positions
-    k_pos = np.arange(kv_len) if key_positions is None else key_positions
-    q_pos = np.broadcast_to(_of_shape("query_positions", q_pos, (q_len,), (batch, q_len)), (batch, q_len))
-    k_pos = np.broadcast_to(_of_shape("key_positions", k_pos, (kv_len,), (batch, kv_len)), (batch, kv_len))
-    may_meet = np.ones((batch, q_len, kv_len), dtype=bool)
-    if key_mask is not None:
-        may_meet &= _of_shape("key_mask", key_mask, (batch, kv_len)).astype(bool)[:, None, :]
-    if segments is not None:
-        of_query, of_key = (_of_shape("segments", segments, (batch, length)) for length in (q_len, kv_len))
-        may_meet &= of_query[:, :, None] == of_key[:, None, :]
-
     output = np.zeros((batch, spec.num_heads, q_len, spec.v_head_dim))
     weights = np.zeros((batch, spec.num_heads, q_len, kv_len))
+    positions = _positions(query_positions, key_positions, (batch, q_len, kv_len))
+    may_meet = _may_meet(key_mask, segments, (batch, q_len, kv_len))
     for b in range(batch):
-        one = {name: array[b] for name, array in arrays.items()}
-        sequence = Sequence(one["query"], *expand(one, spec, tensors), q_pos[b], k_pos[b], may_meet[b])
+        sequence = sequence_of(arrays, spec, tensors, b, (positions[0][b], positions[1][b]), may_meet[b])
         for head in range(spec.num_heads):
-            output[b, head], weights[b, head] = _one_head(sequence, spec, tensors, head)
+            for stage in head_stages(sequence, spec, tensors, head):
+                if stage.name == "weights":
+                    weights[b, head] = stage.values
+                elif stage.name == "output":
+                    output[b, head] = stage.values
     return (output, weights) if return_weights else output
 
 
@@ -104,6 +75,33 @@ def checked(
     return arrays, _parameters(spec, params)
 
 
+def sequence_of(
+    arrays: Mapping[str, Array],
+    spec: AttentionSpec,
+    params: Mapping[str, Array],
+    index: int,
+    positions: tuple[Array, Array],
+    may_meet: Array | None = None,
+) -> Sequence:
+    """Return one sequence of a batch, with the keys and values of every head.
+
+    Args:
+        arrays: The inputs, checked.
+        spec: The mechanism.
+        params: The learned tensors, checked.
+        index: Its number in the batch.
+        positions: Its queries' and its keys', ``[q_len]`` and ``[kv_len]``.
+        may_meet: ``[q_len, kv_len]``. None: everything.
+
+    Returns:
+        The sequence.
+    """
+    one = {name: array[index] for name, array in arrays.items()}
+    if may_meet is None:
+        may_meet = np.ones((len(positions[0]), len(positions[1])), dtype=bool)
+    return Sequence(one["query"], *expand(one, spec, params), *positions, may_meet)
+
+
 def expand(arrays: Mapping[str, Array], spec: AttentionSpec, params: Mapping[str, Array]) -> tuple[Array, Array]:
     """Return keys and values of every head, from what one sequence stores."""
     if not isinstance(spec.storage, Latent):
@@ -114,141 +112,29 @@ def expand(arrays: Mapping[str, Array], spec: AttentionSpec, params: Mapping[str
     return np.concatenate([nope, shared], axis=-1), np.einsum("tr,hdr->htd", latent, params["w_uv"])
 
 
-def _one_head(sequence: Sequence, spec: AttentionSpec, params: Mapping[str, Array], head: int) -> tuple[Array, Array]:
-    allowed = allowed_pairs(sequence, spec, head)
-    if isinstance(spec.weighting, Linear):
-        weights = _linear_weights(sequence, spec, head, allowed)
-    elif isinstance(spec.weighting, Softmax):
-        sink = params["sinks"][head] if spec.weighting.sink else None
-        weights = _softmax(scores(sequence, spec, params, head, 0), allowed, sink)
-    else:
-        first, second = (_softmax(scores(sequence, spec, params, head, m), allowed, None) for m in (0, 1))
-        weights = first - _lambda(spec.weighting, params) * second
-        if spec.weighting.form == "clipped":
-            weights = _shares(np.maximum(weights, 0.0))
-    output = mix(weights, allowed, sequence, spec, params, head)
-    if isinstance(spec.weighting, Differential) and spec.weighting.form != "clipped":
-        output = _sub_norm(output, spec.weighting, params)
-    return output, weights
-
-
-def allowed_pairs(sequence: Sequence, spec: AttentionSpec, head: int) -> Array:
-    """Return ``[q_len, kv_len]``: the pattern, less what the key mask and the segments forbid."""
-    q_pos, k_pos = sequence.query_positions, sequence.key_positions
-    allowed = spec.pattern.allowed(q_pos, k_pos, kv_len=len(k_pos), head=head)
-    return np.asarray(allowed & sequence.may_meet)
-
-
-def scores(sequence: Sequence, spec: AttentionSpec, params: Mapping[str, Array], head: int, index: int) -> Array:
-    """Return map ``index`` of a head's scores ``[q_len, kv_len]``: scale, then softcap, then bias."""
-    query_map, key_map = spec.map_of(head, index)
-    query, key = sequence.query[query_map], sequence.key[key_map]
-    keys = key[None, :, :]  # [1 or q_len, kv_len, width]: with some positions each query meets keys of its own
-    if isinstance(spec.position, Rotary):
-        query, keys = _rotated(query, key, sequence, spec)
-    if isinstance(spec.position, ShawBias):
-        keys = keys + params["relative_keys"][_entries(sequence, spec.position)]
-    score = spec.scale * np.einsum("qd,qkd->qk", query, np.broadcast_to(keys, (len(query), *keys.shape[1:])))
-    if isinstance(spec.weighting, Softmax) and spec.weighting.softcap is not None:
-        score = spec.weighting.softcap * np.tanh(score / spec.weighting.softcap)
-    if isinstance(spec.position, Alibi):
-        slope = spec.position.head_slopes(spec.num_heads)[head]
-        score = score - slope * np.abs(_distances(sequence))
-    elif isinstance(spec.position, RelativeBias) and not isinstance(spec.position, ShawBias):
-        score = score + params["bias_table"][_entries(sequence, spec.position), head]
-    return np.asarray(score)
-
-
-def mix(
-    weights: Array, allowed: Array, sequence: Sequence, spec: AttentionSpec, params: Mapping[str, Array], head: int
-) -> Array:
-    """Return weighted values ``[q_len, v_head_dim]``; a value that a query may not see cannot touch it, NaN or not."""
-    value = sequence.value[head // spec.group_size]
-    output = np.zeros((len(weights), value.shape[-1]))
-    relative = (
-        params["relative_values"][_entries(sequence, spec.position)] if isinstance(spec.position, ShawBias) else None
-    )
-    for row, seen in enumerate(allowed):
-        values = value[seen] if relative is None else value[seen] + relative[row, seen]
-        output[row] = weights[row, seen] @ values
-    return output
-
-
-def _rotated(query: Array, key: Array, sequence: Sequence, spec: AttentionSpec) -> tuple[Array, Array]:
-    assert isinstance(spec.position, Rotary)
-    q_pos, k_pos = sequence.query_positions, sequence.key_positions
-    frequencies = spec.position.frequencies(spec.rotary_dim, q_pos)
-    where = {"start": spec.rotary_offset, "width": spec.rotary_dim}
-    per_query = np.broadcast_to(frequencies, (len(q_pos), frequencies.shape[-1]))
-    key_angles = (
-        np.einsum("k,qt->qkt", k_pos, per_query) if spec.position.per_query else k_pos[None, :, None] * frequencies
-    )
+def _positions(
+    query_positions: ArrayLike | None, key_positions: ArrayLike | None, sizes: tuple[int, int, int]
+) -> tuple[Array, Array]:
+    """Return positions ``[batch, q_len]`` and ``[batch, kv_len]``."""
+    batch, q_len, kv_len = sizes
+    q_pos = np.arange(kv_len - q_len, kv_len) if query_positions is None else query_positions
+    k_pos = np.arange(kv_len) if key_positions is None else key_positions
     return (
-        rotate(query, q_pos[:, None] * per_query, spec.position, **where),
-        rotate(key[None], key_angles, spec.position, **where),
+        np.broadcast_to(_of_shape("query_positions", q_pos, (q_len,), (batch, q_len)), (batch, q_len)),
+        np.broadcast_to(_of_shape("key_positions", k_pos, (kv_len,), (batch, kv_len)), (batch, kv_len)),
     )
 
 
-def _linear_weights(sequence: Sequence, spec: AttentionSpec, head: int, allowed: Array) -> Array:
-    """Return φ(q)·φ(k) over its row's sum; RoPE turns the numerator alone."""
-    assert isinstance(spec.weighting, Linear)
-    query_map, key_map = spec.map_of(head, 0)
-    query = _feature_map(spec.weighting, sequence.query[query_map])
-    key = _feature_map(spec.weighting, sequence.key[key_map])
-    denominator = query @ key.T
-    keys = key[None]
-    if isinstance(spec.position, Rotary):
-        query, keys = _rotated(query, key, sequence, spec)
-    numerator = np.einsum("qd,qkd->qk", query, np.broadcast_to(keys, (len(query), *keys.shape[1:])))
-    total = np.where(allowed, denominator, 0.0).sum(axis=-1, keepdims=True)
-    return np.where(allowed & (total != 0), numerator / np.where(total == 0, 1.0, total), 0.0)
-
-
-def _feature_map(weighting: Linear, x: Array) -> Array:
-    if weighting.feature_map == "relu":
-        return np.maximum(x, 0.0)
-    if weighting.feature_map == "softplus":
-        return np.logaddexp(x, 0.0)
-    return np.where(x > 0, x + 1.0, np.exp(np.minimum(x, 0.0)))  # elu(x) + 1
-
-
-def _softmax(score: Array, allowed: Array, sink: Any) -> Array:
-    """Return softmax over what a query may see; zeros where that is nothing."""
-    score = np.where(allowed, score, -np.inf)
-    top = score.max(axis=-1, keepdims=True, initial=-np.inf if sink is None else sink)
-    exponentials = np.where(allowed, np.exp(score - np.where(top == -np.inf, 0.0, top)), 0.0)
-    total = exponentials.sum(axis=-1, keepdims=True)
-    if sink is not None:
-        total = total + np.exp(sink - top)
-    return np.asarray(exponentials / np.where(total == 0, 1.0, total))
-
-
-def _shares(weights: Array) -> Array:
-    total = weights.sum(axis=-1, keepdims=True)
-    return np.asarray(weights / np.where(total == 0, 1.0, total))
-
-
-def _lambda(weighting: Differential, params: Mapping[str, Array]) -> Any:
-    if weighting.form == "clipped":
-        return weighting.initial_lambda
-    first, second = (np.exp(params[f"lambda_q{i}"] @ params[f"lambda_k{i}"]) for i in (1, 2))
-    return first - second + weighting.initial_lambda
-
-
-def _sub_norm(output: Array, weighting: Differential, params: Mapping[str, Array]) -> Array:
-    size = np.sqrt((output**2).mean(axis=-1, keepdims=True) + weighting.norm_eps)
-    return np.asarray((1 - weighting.initial_lambda) * output / size * params.get("sub_norm", 1.0))
-
-
-def _distances(sequence: Sequence) -> Array:
-    """Return ``key - query`` for each pair."""
-    return np.asarray(sequence.key_positions[None, :] - sequence.query_positions[:, None])
-
-
-def _entries(sequence: Sequence, position: RelativeBias) -> Array:
-    """Return each pair's entry in the learned table."""
-    limit = position.max_distance
-    return np.asarray(position.buckets()[np.clip(_distances(sequence), -limit, limit) + limit])
+def _may_meet(key_mask: ArrayLike | None, segments: ArrayLike | None, sizes: tuple[int, int, int]) -> Array:
+    """Return which pairs the key mask and the segments leave, ``[batch, q_len, kv_len]``."""
+    batch, q_len, kv_len = sizes
+    may_meet = np.ones(sizes, dtype=bool)
+    if key_mask is not None:
+        may_meet &= _of_shape("key_mask", key_mask, (batch, kv_len)).astype(bool)[:, None, :]
+    if segments is not None:
+        of_query, of_key = (_of_shape("segments", segments, (batch, length)) for length in (q_len, kv_len))
+        may_meet &= of_query[:, :, None] == of_key[:, None, :]
+    return may_meet
 
 
 def _of_shape(name: str, given: ArrayLike, *shapes: tuple[int, ...]) -> Array:
