@@ -15,6 +15,8 @@ export interface Table {
   }[];
   /** Writes a number for reading; files hold all its digits. */
   format?: (value: number) => string;
+  /** Whether it is shown beside the charts, and not in their place. */
+  always?: boolean;
 }
 
 /** The tables of the screen that is shown. */
