@@ -1,10 +1,10 @@
 """Build the page of the dashboard from its sources in web/, which takes Node 20 or newer.
 
-``python scripts/page.py`` writes src/polyhead/page/page.html. With ``--check`` it writes nothing, and exits with 1 where
-the page is not what it would write.
+``python scripts/page.py`` writes src/polyhead/page/page.html. With ``--check`` it writes nothing, and exits with 1
+where the page is not what it would write.
 
-What the page knows without asking, the encyclopaedia, is computed first and written to web/src/catalogue.json, from where
-the build takes it; `digest` of it stands in the page, so that a page of an older encyclopaedia can be told without Node.
+What the page knows without asking, the encyclopaedia, is computed first and written to web/src/catalogue.json, from
+where the build takes it; `digest` of it stands in the page, so that an older encyclopaedia's can be told without Node.
 """
 
 from __future__ import annotations

@@ -61,6 +61,12 @@ TURNED: dict[str, tuple[str, Any]] = {
 }
 
 
+SLIDE = """(element, value) => {
+    element.value = value;
+    element.dispatchEvent(new Event("input", {bubbles: true}));
+}"""
+
+
 def test_moving_a_mechanisms_own_parameter_updates_it_at_once(visit: Visit) -> None:
     page = visit()
     for name, (setting, value) in TURNED.items():
@@ -69,12 +75,9 @@ def test_moving_a_mechanisms_own_parameter_updates_it_at_once(visit: Visit) -> N
         if isinstance(value, str) or setting == "num_groups":
             control.select_option(label=str(value))
         else:
-            control.evaluate(
-                "(element, value) => { element.value = value; element.dispatchEvent(new Event('input', {bubbles: true})); }",
-                _position(control, value),
-            )
+            control.evaluate(SLIDE, _position(control, value))
         assert control.evaluate("element => element.value") != before
-    turned = {setting: value for setting, value in TURNED.values()}
+    turned = dict(TURNED.values())
     wanted = expected_outputs(AttentionComparison(settings=settings_from(turned, TEXTBOOK)), 1)
     assert settled(page, READ_OUTPUTS, wanted) == wanted
 
