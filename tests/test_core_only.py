@@ -34,7 +34,9 @@ COMPARE = """
 import polyhead as ph
 
 table = ph.AttentionComparison().table(token="cat")
-assert table.to_html() == ph.AttentionComparison()._repr_mimebundle_()["text/html"]  # no picture, and no error
+for shown in (ph.AttentionComparison(), ph.mechanism("gqa").spec, ph.plan("llama-3-8b", device="h100")):
+    html = shown._repr_mimebundle_()["text/html"]
+    assert html.startswith("<table>") and "<iframe" in html  # no picture, and no error
 print(table.to_json())
 """
 

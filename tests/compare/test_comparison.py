@@ -324,19 +324,6 @@ def test_a_result_that_the_input_cannot_take_says_why() -> None:
         ph.AttentionComparison(*ONE).result("cross")
 
 
-def test_notebooks_get_a_picture_a_table_and_a_text(example: ph.AttentionComparison) -> None:
-    bundle = example._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "text/html"}
-    assert bundle["text/plain"] == example.table().to_markdown()
-    assert bundle["text/html"].startswith('<img alt="weights and outputs" src="data:image/svg+xml;base64,')
-    assert bundle["text/html"].endswith(example.table().to_html())
-
-
-def test_what_is_too_long_for_a_picture_is_a_table_in_notebooks() -> None:
-    comparison = ph.AttentionComparison(*np.random.default_rng(0).normal(size=(3, 129, 2)))
-    assert comparison._repr_mimebundle_()["text/html"] == comparison.table().to_html()
-
-
 # --- a table of some ------------------------------------------------------------------------------
 
 

@@ -123,34 +123,16 @@ def _print(entry: Mechanism) -> None:
 
 
 def _spec_text(spec: AttentionSpec) -> str:
+    from polyhead.spec.words import cached, learned
+
     inputs = {name: shape for name, shape in spec.input_shapes().items() if shape}
     rows = {name: repr(getattr(spec, name)) for name in CHOICES}
     rows |= {name: f"{shape[0]} heads of width {shape[1]}" for name, shape in inputs.items()}
-    return "\n".join(_lines({**rows, "cache": _cache_text(spec), "learns": _learned(spec.parameter_shapes())}))
+    return "\n".join(_lines({**rows, "cache": cached(spec), "learns": learned(spec.parameter_shapes())}))
 
 
 def _lines(rows: dict[str, str], indent: str = "") -> list[str]:
     return [f"{indent}{name:<11}{text}" for name, text in rows.items()]
-
-
-def _learned(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "nothing"
-
-
-def _cache_text(spec: AttentionSpec) -> str:
-    from polyhead.spec import retention
-
-    try:
-        return _kept_text(retention(spec))
-    except SpecError as error:
-        return f"none: {error}"
-
-
-def _kept_text(kept: Retention) -> str:
-    if kept.kind == "state":
-        return f"state, {kept.row:,} numbers whatever the length"
-    window = f", of at most {kept.reach.size():,} tokens" if kept.kind == "rolling" else ""
-    return f"{kept.kind}, {kept.row:,} numbers a token{window}"
 
 
 # --- a model --------------------------------------------------------------------------------------
@@ -207,10 +189,12 @@ def _numbered(numbers: list[int]) -> str:
 
 
 def _layer_rows(layer: LayerSpec) -> dict[str, str]:
+    from polyhead.spec.words import kept as kept_text, learned
+
     rows = {name: repr(getattr(layer.attention, name)) for name in CHOICES}
     kept = _kept(layer)
-    cache = "none, since all tokens come at once" if kept is None else _kept_text(kept)
-    return {**rows, "cache": cache, "learns": _learned(layer.parameter_shapes())}
+    cache = "none, since all tokens come at once" if kept is None else kept_text(kept)
+    return {**rows, "cache": cache, "learns": learned(layer.parameter_shapes())}
 
 
 def _total_lines(model: Model) -> Iterable[str]:

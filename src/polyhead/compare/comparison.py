@@ -372,10 +372,9 @@ class AttentionComparison:
         return draw(self.table(token), path)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from polyhead.compare.plot import embedded
+        from polyhead.compare.notebook import of_comparison
 
-        table = self.table()
-        return {"text/plain": table.to_markdown(), "text/html": embedded(table) + table.to_html()}
+        return of_comparison(self)
 
     def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
         return Result(fitted, *engines.run(fitted, self.engine, tile))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyhead.compare.table import Row, Table
-from polyhead.errors import MissingExtraError, ShapeError
-from polyhead.files import check_plot, rendered, write_plot
+from polyhead.errors import ShapeError
+from polyhead.files import check_plot, write_plot
+from polyhead.page.notebook import picture
 
 MAX_TOKENS = 128
 """Most key tokens that a picture can show one column each."""
@@ -72,12 +72,7 @@ def draw(table: Table, path: str | Path | None = None) -> Any:
 
 def embedded(table: Table) -> str:
     """Return the picture as an HTML image, or nothing where it cannot be drawn."""
-    try:
-        figure = draw(table)
-    except (MissingExtraError, ShapeError):
-        return ""
-    data = base64.b64encode(rendered(figure, "svg")).decode()
-    return f'<img alt="weights and outputs" src="data:image/svg+xml;base64,{data}">'
+    return picture(lambda: draw(table), "weights and outputs")
 
 
 def _draw_weights(axes: Any, table: Table, columns: int) -> None:

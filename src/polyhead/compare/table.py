@@ -13,6 +13,7 @@ import numpy as np
 
 from polyhead.compare.inputs import Array
 from polyhead.errors import UnknownNameError, unknown_name
+from polyhead.page.notebook import NUMBER, table as html_table
 from polyhead.spec import AttentionSpec
 
 SCHEMA = 1
@@ -211,20 +212,14 @@ class Table:
 
     def to_html(self) -> str:
         """Return the outputs as an HTML table with inline style, which untrusted notebooks keep."""
-        from html import escape
-
-        cell = "padding:2px 8px;text-align:right;font-variant-numeric:tabular-nums"
         shown = min(8, max(len(row.output) for row in self.rows))
         head = ["#", "mechanism", "most on", "weight", "distance", *(f"dim {i}" for i in range(shown))]
         body = []
         for row in self.rows:
             token, weight = row.top
             texts = [str(row.number or "+"), row.name, token, f"{weight:.3f}", f"{row.distance:.3f}"]
-            texts += [f"{x:.4f}" for x in row.output[:shown]]
-            body.append("".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts))
-        caption = f"<caption>{escape(self.title)}: query “{escape(self.token)}”</caption>"
-        heads = "".join(f'<th style="{cell}">{escape(text)}</th>' for text in head)
-        return f"<table>{caption}<tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in body)}</table>"
+            body.append([*texts, *(f"{x:.4f}" for x in row.output[:shown])])
+        return html_table(head, body, f"{self.title}: query “{self.token}”", cell=NUMBER)
 
     def _repr_html_(self) -> str:
         return self.to_html()

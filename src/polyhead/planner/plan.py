@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from polyhead.catalog import Device, Model
 from polyhead.cost import Engine, Memory, Precision, Seconds, cache_bytes, seconds
@@ -137,6 +138,11 @@ class Plan:
         from polyhead.planner.words import changes, sentences
 
         return "\n".join((*sentences(self), *changes(self)))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from polyhead.planner.notebook import of_plan
+
+        return of_plan(self)
 
 
 def plan(

@@ -198,6 +198,11 @@ class AttentionSpec(Choice):
         """
         return _from_json(cls, text)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from polyhead.spec.notebook import of_spec
+
+        return of_spec(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class LayerSpec(Choice):
@@ -322,6 +327,11 @@ class LayerSpec(Choice):
     def from_json(cls, text: str) -> Self:
         """Read a layer from JSON; raises SpecError as `AttentionSpec.from_json` does."""
         return _from_json(cls, text)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from polyhead.spec.notebook import of_layer
+
+        return of_layer(self)
 
 
 def part_from_data(data: Mapping[str, Any]) -> Choice:

@@ -1,0 +1,73 @@
+"""What a spec says of itself, as data: its parts, the Python that writes it, its pattern's picture, what it learns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from polyhead.spec.attention import AttentionSpec
+from polyhead.spec.pattern import Pattern
+
+SCHEMA = 1
+"""Version of the data's form."""
+
+SIZE = 24
+"""Positions that a picture shows."""
+
+
+def composed(spec: AttentionSpec) -> dict[str, Any]:
+    """Return what a spec says of itself, as JSON-ready data.
+
+    What runs it and what it costs is not the spec's to say, so ``kernel`` and ``cost`` are None; and since there is a
+    spec, its choices are defined together, and there is no ``reason`` and no ``nearest``.
+
+    Args:
+        spec: The spec.
+
+    Returns:
+        The data.
+    """
+    return {
+        "schema": SCHEMA,
+        "legal": True,
+        "reason": None,
+        "nearest": None,
+        "nearest_repr": None,
+        "spec": parts_of(spec),
+        "spec_repr": repr(spec),
+        "code": code_of(spec),
+        "picture": picture_of(spec.pattern),
+        "kernel": None,
+        "cost": None,
+        "learns": {name: list(shape) for name, shape in spec.parameter_shapes().items()},
+    }
+
+
+def parts_of(spec: AttentionSpec) -> dict[str, Any]:
+    """Return the four choices of a spec as data, by their names."""
+    return {name: part for name, part in spec.to_data().items() if name != "type"}
+
+
+def code_of(spec: AttentionSpec) -> str:
+    """Return Python that writes a spec, with the import that it needs."""
+    text = repr(spec)
+    names = sorted(set(re.findall(r"\b([A-Z]\w*)[.(]", text)))
+    return f"from polyhead import {', '.join(names)}\n\nspec = {text}\n"
+
+
+def picture_of(pattern: Pattern, size: int = SIZE) -> dict[str, Any]:
+    """Return which of the first keys each of the first queries sees, as data.
+
+    Args:
+        pattern: The pattern.
+        size: How many of either; the sequence ends with them.
+
+    Returns:
+        ``size``; ``heads``, of which the first alone is shown; and ``allowed``, for each query a text of 0 and 1.
+    """
+    import numpy as np
+
+    positions = np.arange(size)
+    allowed = pattern.allowed(positions, positions, kv_len=size, head=0)
+    rows = ["".join("1" if seen else "0" for seen in row) for row in np.broadcast_to(allowed, (size, size))]
+    return {"size": size, "heads": 1, "allowed": rows}
