@@ -85,7 +85,8 @@ def test_position(position: object, words: str) -> None:
             ph.Causal() & ph.BigBird(num_random=0),
             (
                 "what all of these let it see: a query sees itself and all before it; (what any of these lets it see: "
-                "the first token sees all and is seen by all; a query sees itself, 1 token before it and 1 token after it)"
+                "the first token sees all and is seen by all; a query sees itself, 1 token before it and 1 token after "
+                "it)"
             ),
         ),
     ],

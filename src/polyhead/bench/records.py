@@ -231,6 +231,11 @@ class Record:
         parts += [f"- **{name} failed:** {reason}" for name, reason in self.failures.items()]
         return "\n".join(parts).rstrip() + "\n"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from polyhead.bench.notebook import of_record
+
+        return of_record(self)
+
 
 def lines_of(row: Row) -> Iterator[Line]:
     """Yield a row's lines of the table, the first with what is known of ours."""
