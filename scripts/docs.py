@@ -16,6 +16,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -210,6 +211,18 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
+def records_file() -> str:
+    """Return the project's own measurements in one file, as the dashboard has them where it is installed."""
+    from polyhead.bench.records import BENCHMARK
+
+    found = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("benchmark", BENCHMARK) == BENCHMARK:
+            found[path.stem] = data
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 PAGES: Mapping[str, Page] = {
     "docs/mechanisms.md": mechanisms_page,
     "docs/cli.md": cli_page,
@@ -219,6 +232,7 @@ PAGES: Mapping[str, Page] = {
     "docs/how-it-is-fast.md": functools.partial(page_by_hand, "docs/how-it-is-fast.md"),
     "docs/plan.md": functools.partial(page_by_hand, "docs/plan.md"),
     "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
+    "src/polyhead/dashboard/records.json": records_file,
     "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),
 }
 

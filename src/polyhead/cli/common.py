@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polyhead.errors import CheckpointError, SpecError, UnknownNameError, unknown_name
+from polyhead.errors import CheckpointError, SpecError, UnknownNameError, require_extra, unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from polyhead.catalog import Model
+    from polyhead.dashboard.answers import Dashboard
     from polyhead.spec import AttentionSpec, LayerSpec
 
 PIPE_WIDTH = 200
@@ -155,6 +156,42 @@ def writing(option: str, path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise click.BadParameter(f"cannot write {path}: {reason}; give another path", param_hint=option) from None
+
+
+def make_board(purpose: str, model: str | None, tensors: Path | None, records: Sequence[Path]) -> Dashboard:
+    """Return what answers the dashboard's page, checked but for a model's weights, which are not loaded yet.
+
+    Args:
+        purpose: The command, for the message where its extra is missing.
+        model: What reads texts, or None.
+        tensors: Arrays to begin with, or None.
+        records: Measurements to show before the project's own.
+
+    Returns:
+        The dashboard.
+
+    Raises:
+        MissingExtraError: If what it needs is not installed.
+        CheckpointError: If a model or a record is missing or broken.
+        ShapeError: If the arrays are none that a comparison takes.
+    """
+    for module in ("starlette", "uvicorn", "msgspec"):
+        require_extra(module, "serve", purpose)
+    from polyhead.dashboard.answers import Dashboard
+    from polyhead.dashboard.model import check_model
+    from polyhead.dashboard.records import read_record
+
+    if model is not None:
+        check_model(model)
+    board = Dashboard.of(model, more_records=[read_record(path) for path in records])
+    return board if tensors is None else board.beginning_with(_bytes(tensors), str(tensors))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _layer_of(model: str, number: int) -> LayerSpec:

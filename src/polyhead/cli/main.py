@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "Say which kernel runs a spec at given sizes, and why not the others.",
     "plan": "Say which attention fits a model, a context and a device, and why.",
     "serve": "Serve the dashboard: compare, compose, plan, measure and learn, on one page.",
+    "export": "Write the dashboard's page as one file that needs no server.",
     "tables": "Print what the fifteen cost, how they pull, and what they keep, at sizes of your own.",
     "generate": "Let a model go on with a text, through polyhead's attention.",
     "bench": "Time mechanisms on this machine, beside PyTorch's attention and other people's layers.",

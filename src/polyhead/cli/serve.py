@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("serve")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8010, show_default=True, help="The port; 0 is any free.")
 @click.option("--model", help="What reads texts: a checkpoint directory, a GGUF file, or smollm2.")
+@click.option("--tensors", type=FILE, help="Arrays to begin with: .npz or .safetensors with query, key, value.")
+@click.option("--records", "records", multiple=True, type=FILE, help="A record of polyhead bench; may be repeated.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
-def command(host: str, port: int, model: str | None, opens: bool) -> None:
+def command(
+    host: str, port: int, model: str | None, tensors: Path | None, records: tuple[Path, ...], opens: bool
+) -> None:
     """Serve the dashboard: compare, compose, plan, measure and learn, on one page.
 
     It answers this machine alone, and needs no network. A model's weights are read while the page is already there.
@@ -19,25 +27,21 @@ def command(host: str, port: int, model: str | None, opens: bool) -> None:
     Examples:
       polyhead serve
       polyhead serve --model smollm2 --open
-      polyhead serve --port 0
+      polyhead serve --tensors qkv.npz --port 0
+      polyhead serve --records mine.json
     """
-    from polyhead.errors import require_extra
+    from polyhead.cli.common import make_board
 
-    for module in ("starlette", "uvicorn", "msgspec"):
-        require_extra(module, "serve", "polyhead serve")
-    from polyhead.dashboard.answers import Dashboard
-    from polyhead.dashboard.model import check_model
+    board = make_board("polyhead serve", model, tensors, records)
     from polyhead.dashboard.serve import listen, serve, url_of
 
-    if model is not None:
-        check_model(model)
     try:
         opened = listen(host, port)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter where the host is no name
+        reason = getattr(error, "strerror", None) or error
         raise click.BadParameter(
-            f"cannot listen on {host}:{port}: {reason}; give another port, or 0 for any that is free",
-            param_hint="--port",
+            f"cannot listen on {host}, port {port}: {reason}; give another --port, or 0 for any that is free",
+            param_hint=["--host", "--port"],
         ) from None
     url = url_of(opened, host)
 
@@ -47,4 +51,4 @@ def command(host: str, port: int, model: str | None, opens: bool) -> None:
             click.launch(url)
 
     with opened:
-        serve(Dashboard.of(model), opened, host, ready=ready)
+        serve(board, opened, host, ready=ready)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from polyhead.dashboard import comparing, requests
+from polyhead.bench.records import Record
+from polyhead.dashboard import comparing, composing, planning, requests
 from polyhead.dashboard.catalogue import SCHEMA, catalogue
 from polyhead.dashboard.model import TextModel
+from polyhead.dashboard.records import measured, records
 from polyhead.dashboard.sources import Sources
 from polyhead.dashboard.state import defaults
-from polyhead.errors import SpecError
+from polyhead.errors import ShapeError, SpecError
 
 ARRAYS = "application/octet-stream"
 JSON = "application/json"
@@ -28,25 +30,59 @@ class Dashboard:
         model: What reads texts.
         sources: What comparisons are made on.
         state: What the page shows at first.
+        records: What was measured, by name.
     """
 
     model: TextModel
     sources: Sources
     state: Mapping[str, Any]
+    records: tuple[tuple[str, Record], ...]
 
     @classmethod
-    def of(cls, model: str | None = None, state: Mapping[str, Any] | None = None) -> Dashboard:
+    def of(
+        cls,
+        model: str | None = None,
+        *,
+        state: Mapping[str, Any] | None = None,
+        more_records: Iterable[tuple[str, Record]] = (),
+    ) -> Dashboard:
         """Return a dashboard whose model, if it has one, is not loaded yet.
 
         Args:
             model: What `polyhead.hf.load` takes, or None.
-            state: What the page shows at first. None: the defaults.
+            state: What the page shows at first, where that is not as in `defaults`.
+            more_records: Measurements to show before the project's own.
 
         Returns:
             The dashboard.
         """
         reads = TextModel(model)
-        return cls(model=reads, sources=Sources(reads), state=defaults() if state is None else state)
+        return cls(
+            model=reads,
+            sources=Sources(reads),
+            state={**defaults(), **(state or {})},
+            records=(*more_records, *measured()),
+        )
+
+    def beginning_with(self, data: bytes, name: str) -> Dashboard:
+        """Return the dashboard whose page begins with some arrays.
+
+        Args:
+            data: The bytes of an .npz or .safetensors file.
+            name: What it is called, for messages.
+
+        Returns:
+            The dashboard, with the same sources and model.
+
+        Raises:
+            ShapeError: If they are no arrays that a comparison takes, or too many.
+        """
+        try:
+            kept = self.sources.keep_arrays(data)
+        except ShapeError as error:
+            raise ShapeError(f"{name}: {error}") from None
+        source = {"kind": "arrays", "id": kept["id"], "head": 0}
+        return dataclasses.replace(self, state={**self.state, "matrix": {**self.state["matrix"], "source": source}})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +112,6 @@ QUESTIONS = (
         what="Everything that can be chosen from.",
         request=None,
         answer=lambda board, _: catalogue(board.state),
-        is_quick=True,
     ),
     Question(
         path="model",
@@ -99,13 +134,49 @@ QUESTIONS = (
         answer=lambda board, request: comparing.compare(request, board.sources),
     ),
     Question(
+        path="stages",
+        what="How one token's weights come about under one mechanism, step by step.",
+        request=requests.StagesRequest,
+        answer=lambda board, request: comparing.stages(request, board.sources),
+    ),
+    Question(
+        path="compose",
+        what="Whether four choices are defined together, what runs them, and what they cost.",
+        request=requests.ComposeRequest,
+        answer=lambda _, request: composing.compose(request),
+    ),
+    Question(
+        path="explain",
+        what="Which kernel runs a spec, and why not the others.",
+        request=requests.ExplainRequest,
+        answer=lambda _, request: composing.explain(request),
+    ),
+    Question(
+        path="plan",
+        what="Which attention fits a model, a context and a device, and why.",
+        request=requests.PlanRequest,
+        answer=lambda _, request: planning.plan(request),
+    ),
+    Question(
+        path="fits",
+        what="How long a context, or how large a batch, fits.",
+        request=requests.FitsRequest,
+        answer=lambda _, request: planning.fits(request),
+    ),
+    Question(
+        path="records",
+        what="What was measured: the project's own records, and those that the dashboard was started with.",
+        request=None,
+        answer=lambda board, _: records(board.records),
+    ),
+    Question(
         path="arrays",
         what="Keep query, key and value of an .npz or .safetensors file, to compare mechanisms on.",
         request=bytes,
         answer=lambda board, data: {"schema": SCHEMA, **board.sources.keep_arrays(data)},
     ),
 )
-"""Every question."""
+"""Every question but for the page as a file, see `polyhead.dashboard.export`."""
 
 
 def decoded(question: Question, body: bytes) -> Any:

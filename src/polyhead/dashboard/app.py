@@ -19,9 +19,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from polyhead import page
-from polyhead.dashboard.answers import ARRAYS, JSON, QUESTIONS, Dashboard, Question, RequestError, decoded
+from polyhead.dashboard.answers import ARRAYS, HTML, JSON, Dashboard, Question, RequestError, decoded
 from polyhead.dashboard.guard import Guard, error_response, page_policy
 from polyhead.dashboard.model import NotReadyError
+from polyhead.dashboard.openapi import EVERY, openapi
 from polyhead.errors import CheckpointError, MissingExtraError, PolyheadError, UnknownNameError
 
 T = TypeVar("T")
@@ -100,9 +101,10 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Starlette:
     return Starlette(
         routes=[
             Route("/", functools.partial(_page, text=page.html())),
+            Route(f"{ROOT}/openapi.json", functools.partial(_description, text=msgspec.json.encode(openapi(ROOT)))),
             *(
                 Route(f"{ROOT}/{one.path}", _endpoint(one, board, turns), methods=["POST" if one.request else "GET"])
-                for one in QUESTIONS
+                for one in EVERY
             ),
         ],
         middleware=[Middleware(Guard, hosts=hosts)],
@@ -122,6 +124,10 @@ async def _page(request: Request, text: str) -> Response:
     return HTMLResponse(text, headers={"content-security-policy": page_policy(text)})
 
 
+async def _description(request: Request, text: bytes) -> Response:
+    return Response(text, media_type=JSON)
+
+
 def _endpoint(question: Question, board: Dashboard, turns: Turns) -> Callable[[Request], Any]:
     """Return what handles requests of one question."""
 
@@ -138,7 +144,8 @@ def _endpoint(question: Question, board: Dashboard, turns: Turns) -> Callable[[R
 
 def _response(question: Question, answer: Any) -> Response:
     content = answer if isinstance(answer, bytes | str) else msgspec.json.encode(answer)
-    return Response(content, media_type=question.gives)
+    headers = {"content-disposition": 'attachment; filename="polyhead.html"'} if question.gives == HTML else None
+    return Response(content, headers=headers, media_type=question.gives)
 
 
 async def _body(request: Request, question: Question) -> bytes:

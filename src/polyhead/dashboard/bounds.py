@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from polyhead.errors import ShapeError, SpecError
 from polyhead.spec import SCHEMA, AttentionSpec
 from polyhead.spec.attention import part_from_data
+
+T = TypeVar("T")
 
 MAX_DEPTH = 8
 """How deep a spec's parts may stand in each other."""
@@ -96,7 +98,7 @@ def check_part(data: Any) -> None:
     visit("spec", data, 0)
 
 
-def computed(work: Callable[[], Any]) -> Any:
+def computed(work: Callable[[], T]) -> T:
     """Do arithmetic whose numbers a request chose, and say so where they are too large or too small for it.
 
     Args:

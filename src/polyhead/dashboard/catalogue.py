@@ -10,18 +10,23 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from polyhead.catalog import EXAMPLE, TEXTBOOK, Mechanism, Settings, devices, mechanisms, models
+from polyhead.catalog import EXAMPLE, TEXTBOOK, Mechanism, Model, Settings, devices, mechanisms, models
 from polyhead.catalog.controls import flat_from
-from polyhead.cost import BITS
 from polyhead.dashboard.choices import choices
+from polyhead.dashboard.exercises import exercises
 from polyhead.dashboard.state import defaults
 from polyhead.page import version
 from polyhead.planner.asked import OBJECTIVES
 from polyhead.planner.tasks import TASKS
+from polyhead.spec.composed import parts_of
 from polyhead.spec.rules import RULES
 
 SCHEMA = 1
 """Version of what the page reads, in every answer."""
+
+
+PRECISIONS = ("float32", "bf16", "fp16", "fp8", "int8", "weights=int4", "weights=int4,cache=fp8")
+"""Formats that are offered; the planner takes any mixture."""
 
 
 def catalogue(state: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -38,19 +43,23 @@ def catalogue(state: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "version": version(),
         "mechanisms": [mechanism_data(entry) for entry in mechanisms()],
         "example": {"tokens": list(EXAMPLE.tokens), "token": EXAMPLE.tokens.index(EXAMPLE.token)},
-        "models": [
-            {"name": one.name, "title": one.title, "model_type": one.model_type, "max_seq_len": one.max_seq_len}
-            for one in models()
-        ],
+        "models": [model_data(one) for one in models()],
         "devices": [{"name": one.name, "title": one.title, "memory": one.memory} for one in devices()],
         "tasks": [{"name": one.name, "what": one.what.replace("{written} ", "")} for one in TASKS.values()],
         "objectives": list(OBJECTIVES),
-        "precisions": list(BITS),
+        "precisions": list(PRECISIONS),
         "choices": choices(),
         "rules": [{"name": rule.name, "statement": rule.statement} for rule in RULES],
+        "exercises": exercises(),
         "settings": {"example": flat_from(TEXTBOOK), "other": flat_from(Settings())},
         "state": dict(defaults() if state is None else state),
     }
+
+
+def model_data(entry: Model) -> dict[str, Any]:
+    """Return what a model is called, how long its sequences are, and the attention of its first layer."""
+    told = {name: getattr(entry, name) for name in ("name", "title", "model_type", "max_seq_len")}
+    return {**told, "spec": parts_of(entry.layers[0].attention)}
 
 
 def mechanism_data(entry: Mechanism) -> dict[str, Any]:

@@ -78,7 +78,7 @@ _SCALINGS = (
     ("YaRN", YarnScaling),
     ("LLaMA 3's", Llama3Scaling),
 )
-_STORAGE = (("keys and values, shared by groups of heads", Grouped), ("a latent", Latent))
+_STORAGE = (("heads and groups", Grouped), ("a latent", Latent))
 _POSITION = (
     ("none", NoPosition),
     ("RoPE", Rotary),

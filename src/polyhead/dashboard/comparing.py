@@ -7,16 +7,16 @@ from typing import Any
 
 from polyhead.compare import AttentionComparison
 from polyhead.compare.matrices import matrices
+from polyhead.compare.stages import stages as stages_of
 from polyhead.dashboard.bounds import computed
-from polyhead.dashboard.requests import CompareRequest, Comparison, MatrixRequest
+from polyhead.dashboard.requests import CompareRequest, Comparison, MatrixRequest, StagesRequest
 from polyhead.dashboard.sources import Sources
 
 
 def matrix(request: MatrixRequest, sources: Sources) -> bytes:
     """Answer with whole matrices; see `polyhead.compare.matrices.matrices` for their form."""
     comparison = comparison_of(request, sources)
-    found: bytes = computed(lambda: matrices(comparison, request.mechanisms))
-    return found
+    return computed(lambda: matrices(comparison, request.mechanisms))
 
 
 def compare(request: CompareRequest, sources: Sources) -> dict[str, Any]:
@@ -27,7 +27,12 @@ def compare(request: CompareRequest, sources: Sources) -> dict[str, Any]:
     return data
 
 
+def stages(request: StagesRequest, sources: Sources) -> dict[str, Any]:
+    """Answer how one token's weights come about; see `polyhead.compare.stages.stages` for their form."""
+    comparison = comparison_of(request, sources)
+    return computed(lambda: stages_of(comparison, request.mechanism, request.token))
+
+
 def comparison_of(request: Comparison, sources: Sources) -> AttentionComparison:
     """Return the comparison that a request is about; raises as `Sources.comparison` does."""
-    found: AttentionComparison = computed(lambda: sources.comparison(request))
-    return found
+    return computed(lambda: sources.comparison(request))

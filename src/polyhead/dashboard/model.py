@@ -51,20 +51,26 @@ class TextModel:
         """Begin to load the weights, in a thread that does not keep the process alive."""
         if self._asked is not None:
             self.message = "reading the weights"
-            threading.Thread(target=self.load, name="polyhead-model", daemon=True).start()
+            threading.Thread(target=self._load, name="polyhead-model", daemon=True).start()
 
     def load(self) -> None:
-        """Load the weights now, and keep what comes of it in ``state`` and ``message``."""
+        """Load the weights now; raises as `polyhead.hf.load` does."""
         assert self._asked is not None
+        self._loaded = _loaded(self._asked)
+        self._seconds = time.monotonic() - self._began
+        self.message, self.state = "", "ready"
+
+    def _load(self) -> None:
+        """Load the weights, and keep what is wrong with them."""
         try:
-            self._loaded = _loaded(self._asked)
-            self.message, self.state = "", "ready"
+            self.load()
         except (PolyheadError, OSError) as error:
             self.message, self.state = str(error), "failed"
         except Exception:  # noqa: BLE001 - a thread that ends unseen would leave the page waiting for ever
             _LOG.exception("the model could not be loaded")
             self.message, self.state = "the model could not be loaded; the server's log says why", "failed"
-        self._seconds = time.monotonic() - self._began
+        finally:
+            self._seconds = time.monotonic() - self._began
 
     def to_data(self) -> dict[str, Any]:
         """Return how far the model is, and its sizes where they are known."""

@@ -15,7 +15,7 @@ MAX_SPECS = 8
 MAX_LENGTH = 2**20
 """Queries or keys of a spec that is composed or explained."""
 
-MAX_CONTEXT = 2**24
+MAX_CONTEXT = 2**20
 """Tokens of a sequence that is planned for."""
 
 Text = Annotated[str, Meta(min_length=1, max_length=MAX_CHARACTERS)]
@@ -85,7 +85,7 @@ class Settings(Request):
     window: Whole | None = None
     bigbird_radius: Whole | None = None
     bigbird_global: Whole | None = None
-    bigbird_random: Whole | None = None
+    bigbird_random: Annotated[int, Meta(ge=0, le=512)] | None = None
     bigbird_seed: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     tile: Whole | None = None
     lambda_init: Real | None = None
@@ -232,6 +232,26 @@ class FitsRequest(PlanRequest, kw_only=True):
     """
 
     asked: Literal["context", "batch"]
+
+
+class State(Struct, kw_only=True):
+    """What the page shows, as far as it is asked; the page adds what concerns itself alone.
+
+    Attributes:
+        screen: Which of its screens.
+        token: Position of the query token. Missing: the source's default.
+        matrix: What is compared.
+        compose: The spec that is composed.
+        plan: What is planned.
+        mechanism: The mechanism that is explained.
+    """
+
+    screen: Literal["compare", "matrix", "compose", "plan", "measure", "learn"]
+    token: Annotated[int, Meta(ge=0, le=4096)] | None = None
+    matrix: Comparison
+    compose: ComposeRequest
+    plan: PlanRequest
+    mechanism: Name
 
 
 class ExportRequest(Request):

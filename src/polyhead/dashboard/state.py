@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyhead.spec import AttentionSpec, Causal, Grouped, Rotary
+from polyhead.spec.composed import parts_of
 
 
 def defaults() -> dict[str, Any]:
@@ -30,8 +31,3 @@ def defaults() -> dict[str, Any]:
         "plan": {"model": "llama-3.1-8b", "context": 131_072, "batch": 1, "device": "rtx-4090", "devices": 1},
         "mechanism": "scaled-dot-product",
     }
-
-
-def parts_of(spec: AttentionSpec) -> dict[str, Any]:
-    """Return the four choices of a spec as they are sent."""
-    return {name: part for name, part in spec.to_data().items() if name != "type"}
