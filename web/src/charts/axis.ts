@@ -8,6 +8,9 @@ export interface Piece {
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+/** Pixels that a letter of a chart's text takes, about. */
+export const LETTER = 7.3;
+
 const NEAREST = [1, 2, 3, 5, 10, 20];
 
 export const whole = (value: number) => value.toLocaleString("en", { maximumFractionDigits: 0 });
@@ -18,12 +21,19 @@ export function digits(value: number): string {
   return Math.abs(value) >= 100 ? whole(value) : String(Number(value.toPrecision(3)));
 }
 
+/** Bytes as polyhead's sentences write them. */
 export function bytes(count: number): string {
-  const unit = Math.min(UNITS.length - 1, Math.max(0, Math.floor(Math.log2(Math.max(1, count)) / 10)));
-  const value = count / 2 ** (10 * unit);
-  const places = Number.isInteger(value) || value >= 100 ? 0 : 1;
-  return `${value.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places })} ${UNITS[unit]}`;
+  const unit = unitOf(count);
+  const places = UNITS[unit] === "MiB" || UNITS[unit] === "B" ? 0 : 1;
+  const value = (count / 2 ** (10 * unit)).toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places });
+  return `${value} ${UNITS[unit]}`;
 }
+
+/** The power of 1,024 that a number of bytes is told in. */
+export const unitOf = (count: number) => Math.min(UNITS.length - 1, Math.max(0, Math.floor(Math.log2(Math.max(1, count)) / 10)));
+
+/** A tick's bytes, which are round. */
+export const roundBytes = (count: number) => bytes(count).replace(/\.0 /, " ");
 
 export function seconds(value: number): string {
   if (value >= 100) return `${whole(value)} s`;
@@ -40,10 +50,10 @@ export function powersOfTwo(low: number, high: number, most: number): number[] {
   return found.reverse();
 }
 
-/** 1, 10, 100 from low to high; 2 and 5 too where that gives few. */
+/** 1, 10, 100 from low to high; more between where that gives few. */
 export function decades(low: number, high: number): number[] {
   const found: number[] = [];
-  const within = high / low < 300 ? [1, 2, 5] : [1];
+  const within = high / low < 8 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 300 ? [1, 2, 5] : [1];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
     found.push(...within.map((part) => part * 10 ** power).filter((one) => one >= low && one <= high));
   }

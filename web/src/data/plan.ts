@@ -1,7 +1,7 @@
 // The answers `plan` and `fits`, and what of them the screen shows.
 import { digits, type Piece } from "../charts/axis";
 import type { Changes } from "./types";
-import { hueOf } from "./catalogue";
+import { choices, hueOf } from "./catalogue";
 
 export interface Evidence {
   what: string;
@@ -53,7 +53,9 @@ export interface Plan {
   sentences: string[];
   changes: string[];
   curves: { name: string; lengths: number[]; bytes: number[] }[];
+  /** Bytes that each device has, and what of that the model's own weights leave. */
   capacity: number;
+  room: number | null;
 }
 
 export interface Fits {
@@ -69,6 +71,8 @@ export interface Fits {
     trained_on: number | null;
   }[];
 }
+
+export type Named = Pick<Stack, "name" | "changed">;
 
 const MOST = 12;
 const PLUS = " + ";
@@ -97,19 +101,21 @@ export function hueOfStack(changed: Changes[]): string {
   return changed.length === 1 ? hueOf(changed[0]) : "hue-none";
 }
 
-/** What of a stack's name is not the model's own. */
-export function differing(name: string, own: string | undefined): string {
-  const before = new Set(own?.split(PLUS));
-  const left = name.split(PLUS).filter((part) => !before.has(part));
-  return left.length ? left.join(PLUS) : name;
+/** A name's four parts by the choice that each is; of a latent the first has a plus in it. */
+function partsOf(name: string): Map<Changes, string> {
+  const parts = name.split(PLUS);
+  return new Map(choices.map(({ name: choice }, index) => [choice, index ? parts[parts.length - 4 + index] : parts.slice(0, -3).join(PLUS)]));
 }
 
-/** A stack's name, what is not the model's own set off. */
-export function named(name: string, own: string | undefined, hue: string): Piece[] {
-  const before = new Set(own?.split(PLUS));
-  return name.split(PLUS).map((part, index) => ({
+/** A stack's name, each part that is not the model's own in the hue of the choice that changed. */
+export function named(stack: Named, own: Named | null, { short = false } = {}): Piece[] {
+  const before = own && own.name !== stack.name ? partsOf(own.name) : null;
+  const parts = [...partsOf(stack.name)].filter(([choice, part]) => !short || before?.get(choice) !== part);
+  return parts.map(([choice, part], index) => ({
     text: `${index ? PLUS : ""}${part}`,
-    ...(before.has(part) && name !== own ? { hue: "soft" } : { hue, strong: true }),
+    ...(before?.get(choice) === part
+      ? { hue: "soft" }
+      : { hue: stack.changed.includes(choice) ? hueOf(choice) : hueOfStack(stack.changed.slice(0, 1)), strong: !short }),
   }));
 }
 
@@ -126,7 +132,7 @@ export function quality(stack: Stack): string {
 /** What one change buys, costs and takes, under the choice that it is of. */
 export function changesOf(plan: Plan, choice: Changes): { title: string; text: string }[] {
   const mark = ` (${choice}): `;
-  return plan.changes
+  return [...new Set(plan.changes)]
     .filter((line) => line.includes(mark))
     .map((line) => ({ title: line.slice(0, line.indexOf(mark)), text: line.slice(line.indexOf(mark) + mark.length) }));
 }

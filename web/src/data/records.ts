@@ -1,0 +1,88 @@
+// The answer `records`: what was measured, with the figures that the library derived from it.
+import { hueOf } from "./catalogue";
+
+/** Lower quartile, median, upper quartile. */
+export type Quartiles = [number, number, number];
+
+export interface Target {
+  against: string;
+  title: string;
+  limit: number;
+  reached: number | null;
+  met: boolean | null;
+  text: string;
+  /** How long ours may take to meet it; null where a time is not what it bounds. */
+  seconds: number | null;
+}
+
+export interface Growth {
+  exponent: number;
+  points: { length: number; seconds: Quartiles }[];
+  fitted: [number, number][];
+  is_quiet: boolean;
+}
+
+export interface Row {
+  case: string;
+  title: string;
+  direction: string;
+  q_len: number;
+  kv_len: number;
+  kernel: string;
+  spec: Spec;
+  command: string;
+  titles: Record<string, string>;
+  left_out: Record<string, string>;
+  share: number | null;
+  bytes_read: number;
+  memory: Record<string, number>;
+  memory_keys: number;
+  notes: string[];
+  derived: {
+    contenders: Record<string, { seconds: Quartiles; ratio: Quartiles | null; turns: number }>;
+    is_quiet: boolean | null;
+    growth: Growth | null;
+    missed: { length: number; why: string }[];
+    targets: Target[];
+  };
+}
+
+export interface BenchRecord {
+  machine: string;
+  dtype: string;
+  command: string;
+  ceilings_text: string;
+  rows: Row[];
+  failures: Record<string, string>;
+  notes: string[];
+}
+
+export interface Records {
+  records: { name: string; record: BenchRecord }[];
+}
+
+interface Spec {
+  attention?: Spec;
+  storage?: { type: string; num_heads?: number; num_kv_heads?: number };
+  position?: { type: string };
+  pattern?: { type: string; left?: number | null };
+  weighting?: { type: string };
+}
+
+export const OURS = "ours";
+
+/** The hue of what a case's spec has that plain attention has not. */
+export function hueOfSpec(spec: Spec): string {
+  const { storage, position, pattern, weighting } = spec.attention ?? spec;
+  if (weighting && weighting.type !== "Softmax") return hueOf("weighting");
+  if (pattern && (pattern.type !== "Band" || (pattern.left ?? null) !== null)) return hueOf("pattern");
+  if (position && !["NoPosition", "Rotary"].includes(position.type)) return hueOf("position");
+  if (storage && (storage.type !== "Grouped" || storage.num_heads !== storage.num_kv_heads)) return hueOf("storage");
+  return "hue-none";
+}
+
+/** Whether a row's targets were met: null where it has none, or none was measured. */
+export function met(row: Row): boolean | null {
+  const known = row.derived.targets.map((target) => target.met).filter((one) => one !== null);
+  return known.length ? known.every(Boolean) : null;
+}
