@@ -1,7 +1,6 @@
 // Colours and numbers, the same in every chart.
 import { format } from "d3-format";
 import { scaleLinear } from "d3-scale";
-import { interpolateCividis } from "d3-scale-chromatic";
 
 export const four = (value: number) => format(".4f")(value).replace("−0.0000", "0.0000").replace("−", "-");
 export const three = (value: number) => format(".3f")(value).replace("−0.000", "0.000").replace("−", "-");
@@ -9,9 +8,16 @@ export const three = (value: number) => format(".3f")(value).replace("−0.000",
 /** A weight as it stands on a bar: without the zero that all of them share. */
 export const short = (value: number) => three(value).replace(/^(-?)0\./, "$1.");
 
+// Cividis (Nuñez, Anderton and Renslow 2018), which colour-blind eyes read alike; d3's own module brings all scales.
+const steps = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
+const cividis = scaleLinear<string>()
+  .domain(steps.map((_, index) => index / (steps.length - 1)))
+  .range(steps)
+  .clamp(true);
+
 /** Weights: by their square root, so that small ones can be told apart. */
 export function weightColour(weight: number, largest: number): string {
-  return interpolateCividis(Math.sqrt(Math.max(0, weight) / Math.max(largest, 1e-12)));
+  return cividis(Math.sqrt(Math.max(0, weight) / Math.max(largest, 1e-12)));
 }
 
 const blue = "#2f6db3";
