@@ -3,8 +3,8 @@
 ``python scripts/page.py`` writes src/polyhead/page/page.html. With ``--check`` it writes nothing, and exits with 1
 where the page is not what it would write.
 
-What the page knows without asking, the encyclopaedia, is computed first and written to web/src/catalogue.json, from
-where the build takes it; `digest` of it stands in the page, so that an older encyclopaedia's can be told without Node.
+What the page knows without asking, the encyclopaedia, is computed first and written to web/src/*.json, from where the
+build takes it; `digest` of it stands in the page, so that an older encyclopaedia's can be told without Node.
 """
 
 from __future__ import annotations
@@ -19,24 +19,50 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from polyhead.catalog import mechanisms
 from polyhead.dashboard.catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web"
 PAGE = ROOT / "src/polyhead/page/page.html"
-CATALOGUE = WEB / "src/catalogue.json"
+CATALOGUE, FORMULAS = WEB / "src/catalogue.json", WEB / "src/formulas.json"
 NODE = 20
+
+
+UNREAD = {"catalogue": {"objectives", "settings"}, "mechanism": {"aliases", "inputs", "latex", "spec_repr"}}
+"""What the server tells and the page does not read, so that it need not travel with it."""
+
+DIGITS = 7
+"""Digits of a baked number: fewer than those in which one processor's exponential differs from another's."""
 
 
 def catalogue_text() -> str:
     """Return what the page knows without asking, as it is baked into it."""
-    return json.dumps(catalogue(), ensure_ascii=False, indent=1)
+    told = {name: part for name, part in catalogue().items() if name not in UNREAD["catalogue"]}
+    told["mechanisms"] = [
+        {name: part for name, part in entry.items() if name not in UNREAD["mechanism"]} for entry in told["mechanisms"]
+    ]
+    return json.dumps(_rounded(told), ensure_ascii=False)
+
+
+def formulas_text() -> str:
+    """Return each mechanism's formula in LaTeX, which the build turns into MathML."""
+    return json.dumps({entry.name: entry.latex for entry in mechanisms()}, ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def digest() -> str:
     """Return what tells one encyclopaedia from another."""
-    return hashlib.sha256(catalogue_text().encode()).hexdigest()[:16]
+    return hashlib.sha256((catalogue_text() + formulas_text()).encode()).hexdigest()[:16]
 
 
 def build(out: Path) -> None:
@@ -53,6 +79,7 @@ def build(out: Path) -> None:
     if npm is None:
         raise FileNotFoundError(f"npm is not installed; building the page takes Node {NODE} or newer")
     CATALOGUE.write_text(catalogue_text(), encoding="utf-8")
+    FORMULAS.write_text(formulas_text(), encoding="utf-8")
     if not (WEB / "node_modules/.package-lock.json").is_file():
         subprocess.run([npm, "ci", "--silent"], cwd=WEB, check=True)
     environment = {**os.environ, "PAGE_OUT": str(out), "PAGE_DIGEST": digest()}

@@ -5,7 +5,7 @@ import { svelte } from "@sveltejs/vite-plugin-svelte";
 import temml from "temml";
 import { defineConfig, type Plugin } from "vite";
 
-const CATALOGUE = resolve(import.meta.dirname, "src/catalogue.json");
+const FORMULAS = resolve(import.meta.dirname, "src/formulas.json");
 const OUT = process.env.PAGE_OUT ?? resolve(import.meta.dirname, "../src/polyhead/page/page.html");
 const DIGEST = process.env.PAGE_DIGEST ?? "";
 
@@ -17,8 +17,8 @@ function formulas(): Plugin {
     resolveId: (source) => (source === "virtual:formulas" ? id : null),
     load(source) {
       if (source !== id) return null;
-      const entries: { name: string; latex: string }[] = JSON.parse(readFileSync(CATALOGUE, "utf8")).mechanisms;
-      const markup = entries.map(({ name, latex }) => [
+      const entries: [string, string][] = Object.entries(JSON.parse(readFileSync(FORMULAS, "utf8")));
+      const markup = entries.map(([name, latex]) => [
         name,
         temml.renderToString(latex, { displayMode: true, annotate: false, throwOnError: true }),
       ]);
@@ -58,11 +58,12 @@ export default defineConfig({
   plugins: [formulas(), svelte(), oneFile()],
   build: {
     target: "es2022",
+    cssTarget: ["chrome123", "firefox120", "safari17.5"], // those that know light-dark()
     modulePreload: false,
     assetsInlineLimit: Number.MAX_SAFE_INTEGER,
     cssCodeSplit: false,
     reportCompressedSize: false,
     emptyOutDir: false,
-    rolldownOptions: { output: { codeSplitting: false } },
+    rolldownOptions: { checks: { pluginTimings: false }, output: { codeSplitting: false } },
   },
 });

@@ -177,12 +177,12 @@ def _least(kind: type[Choice], name: str) -> int | None:
 
 
 def _help(kind: type[Choice]) -> dict[str, str]:
-    """Return what a class's docstring says of its fields."""
+    """Return what a class's docstring says of its fields, the first sentence of each."""
     text = inspect.getdoc(kind) or ""
     _, _, attributes = text.partition("Attributes:\n")
     found: dict[str, str] = {}
     for entry in re.split(r"\n(?=    \w)", "\n" + attributes.split("\n\n")[0]):
         name, colon, told = entry.strip().partition(":")
         if colon:
-            found[name] = " ".join(told.split()).replace("``", "")
+            found[name] = re.split(r"(?<=\.) (?=[A-Z])", " ".join(told.split()).replace("``", ""))[0]
     return found

@@ -14,11 +14,9 @@ export interface Mechanism {
   number: number;
   name: string;
   title: string;
-  aliases: string[];
   year: number;
   paper: string;
   formula: string;
-  latex: string;
   changes: Changes;
   time: string;
   cache: string;
@@ -28,7 +26,6 @@ export interface Mechanism {
   when: string;
   forces: Record<"quality" | "speed" | "memory" | "position", number>;
   spec: unknown;
-  spec_repr: string;
 }
 
 export type Source =
