@@ -31,7 +31,7 @@ CATALOGUE, FORMULAS = WEB / "src/catalogue.json", WEB / "src/formulas.json"
 NODE = 20
 
 
-UNREAD = {"catalogue": {"objectives", "settings"}, "mechanism": {"aliases", "inputs", "latex", "spec_repr"}}
+UNREAD = {"catalogue": {"settings"}, "mechanism": {"aliases", "inputs", "latex", "spec_repr"}}
 """What the server tells and the page does not read, so that it need not travel with it."""
 
 DIGITS = 7
