@@ -109,13 +109,15 @@ function partsOf(name: string): Map<Changes, string> {
 
 /** A stack's name, each part that is not the model's own in the hue of the choice that changed. */
 export function named(stack: Named, own: Named | null, { short = false } = {}): Piece[] {
-  const before = own && own.name !== stack.name ? partsOf(own.name) : null;
-  const parts = [...partsOf(stack.name)].filter(([choice, part]) => !short || before?.get(choice) !== part);
+  const before = own ? partsOf(own.name) : null;
+  const isOwn = !stack.changed.length;
+  const isSame = (choice: Changes, part: string) => !isOwn && (before ? before.get(choice) === part : !stack.changed.includes(choice));
+  const parts = [...partsOf(stack.name)].filter(([choice, part]) => !short || !isSame(choice, part));
   return parts.map(([choice, part], index) => ({
     text: `${index ? PLUS : ""}${part}`,
-    ...(before?.get(choice) === part
+    ...(isSame(choice, part)
       ? { hue: "soft" }
-      : { hue: stack.changed.includes(choice) ? hueOf(choice) : hueOfStack(stack.changed.slice(0, 1)), strong: !short }),
+      : { hue: stack.changed.includes(choice) ? hueOf(choice) : hueOfStack(stack.changed.slice(0, 1)), strong: isOwn || !short }),
   }));
 }
 
