@@ -1,5 +1,6 @@
 """What the page checks answers against is what the library computes, and what the textbook's exercises come to."""
 
+import itertools
 import json
 
 import numpy as np
@@ -45,10 +46,11 @@ def test_the_cache_at_128k_tokens(found, name, gib):
     ],
 )
 def test_a_stack_takes_its_weights_and_its_cache(found, names, cache):
-    stack = _stack(found, names)
-    assert stack["cache"] == cache * GIB
-    assert 0.9 * found["stack"]["weights"] < stack["total"] - stack["cache"] < 1.2 * found["stack"]["weights"]
-    assert (stack["total"] <= found["stack"]["memory"]) == (cache < 64)
+    weights, kept, total, seconds = _stack(found, names)
+    assert kept == cache * GIB
+    assert weights + kept < total < 1.02 * (weights + kept)
+    assert (total <= found["stack"]["memory"]) == (cache < 64)
+    assert seconds == pytest.approx(total / 2.039e12, rel=0.07)  # an A100 reads all of it once, at 2,039 GB/s
 
 
 @pytest.mark.parametrize(
@@ -59,13 +61,11 @@ def test_a_stack_takes_its_weights_and_its_cache(found, names, cache):
     ],
 )
 def test_a_stack_that_cannot_be_has_its_reason(found, names, reason):
-    assert reason in _stack(found, names)["problem"]
-    assert "total" not in _stack(found, names)
+    assert reason in found["stack"]["problems"][_stack(found, names)]
 
 
 def test_there_is_a_stack_for_every_way_to_choose(found):
-    count = np.prod([len(names) for names in found["stack"]["options"].values()])
-    assert len({tuple(stack["names"]) for stack in found["stack"]["stacks"]}) == len(found["stack"]["stacks"]) == count
+    assert len(found["stack"]["stacks"]) == np.prod([len(names) for names in found["stack"]["options"].values()])
 
 
 def test_rescaling_is_what_makes_differential_attention_sharper(found):
@@ -84,5 +84,5 @@ def test_the_combination_is_closest_to_causal_attention(found):
 
 
 def _stack(found, names):
-    [stack] = [stack for stack in found["stack"]["stacks"] if stack["names"] == names]
-    return stack
+    ways = list(itertools.product(*found["stack"]["options"].values()))
+    return found["stack"]["stacks"][ways.index(tuple(names))]

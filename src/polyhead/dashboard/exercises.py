@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.catalog import EXAMPLE, TEXTBOOK, device, model
+from polyhead.catalog import EXAMPLE, TEXTBOOK, Device, Model, device, model
 from polyhead.compare import AttentionComparison
 from polyhead.compare.table import Row
 from polyhead.cost import decode_work, memory as model_memory, seconds
@@ -34,6 +34,9 @@ MODEL, DEVICE, CONTEXT = "llama-3-8b", "a100-80", 262_144
 """What exercise 3 is about: a model whose attention is chosen anew, a single GPU of 80 GB, and 256K tokens."""
 
 PRECISION = "bf16"
+
+DIGITS = 9
+"""Digits after the point of the example's numbers: more than are read, and fewer than a page need hold."""
 
 ALONE = ("causal", "rope", "differential")
 """The three that exercise 5 combines."""
@@ -89,21 +92,24 @@ def _cache() -> dict[str, Any]:
 
 
 def _stack() -> dict[str, Any]:
-    """Return the bytes that the model takes with every stack of the options, or why a stack cannot be."""
+    """Return what the model takes with every stack of the options, or why a stack cannot be.
+
+    ``stacks`` are in the order of the options' product: bytes of weights, of the cache and of all, and a token's least
+    seconds; or the index of one of ``problems``.
+    """
     base, target = model(MODEL), device(DEVICE)
-    stacks: list[dict[str, Any]] = []
-    for names in itertools.product(*_OPTIONS.values()):
-        parts = {place: _OPTIONS[place][name] for place, name in zip(_OPTIONS, names, strict=True)}
-        if parts["weighting"] == Differential() and isinstance(parts["storage"], Grouped):
+    stacks: list[list[float] | int] = []
+    problems: list[str] = []
+    for chosen in itertools.product(*(options.values() for options in _OPTIONS.values())):
+        parts = dict(zip(_OPTIONS, chosen, strict=True))
+        if isinstance(parts["weighting"], Differential) and isinstance(parts["storage"], Grouped):
             parts["storage"] = dataclasses.replace(parts["storage"], head_dim=64)  # two maps in a head's width
         try:
-            changed = base.with_attention(AttentionSpec(**parts))
-            kept = model_memory(changed, CONTEXT, precision=PRECISION)
-            token = seconds(decode_work(changed, CONTEXT, precision=PRECISION), target, precision=PRECISION).total
+            stacks.append(_taken(base.with_attention(AttentionSpec(**parts)), target))
         except SpecError as error:
-            stacks.append({"names": list(names), "problem": str(error).split("; ")[0]})
-        else:
-            stacks.append({"names": list(names), "cache": kept.cache.ideal, "total": kept.total, "seconds": token})
+            reason = str(error).split("; ")[0]
+            problems += [] if reason in problems else [reason]
+            stacks.append(problems.index(reason))
     return {
         "model": base.title,
         "trained_on": base.max_seq_len,
@@ -113,8 +119,15 @@ def _stack() -> dict[str, Any]:
         "context": CONTEXT,
         "precision": PRECISION,
         "options": {place: list(options) for place, options in _OPTIONS.items()},
+        "problems": problems,
         "stacks": stacks,
     }
+
+
+def _taken(stack: Model, target: Device) -> list[float]:
+    kept = model_memory(stack, CONTEXT, precision=PRECISION)
+    token = seconds(decode_work(stack, CONTEXT, precision=PRECISION), target, precision=PRECISION).total
+    return [kept.weights, kept.cache.ideal, kept.total, float(f"{token:.4g}")]
 
 
 def _sharpest() -> dict[str, Any]:
@@ -159,10 +172,16 @@ def _combination() -> dict[str, Any]:
         "spec": {name: part for name, part in spec.to_data().items() if name != "type"},
         "row": _numbers(found),
         "alone": {name: _numbers(row) for name, row in alone.items()},
-        "distances": {name: float(np.linalg.norm(row.output - found.output)) for name, row in alone.items()},
+        "distances": {
+            name: round(float(np.linalg.norm(row.output - found.output)), DIGITS) for name, row in alone.items()
+        },
         "without": {name: _numbers(row) for name, row in rows.items()},
     }
 
 
+def _distance(row: Row, other: Row) -> float:
+    return round(float(np.linalg.norm(row.output - other.output)), DIGITS)
+
+
 def _numbers(row: Row) -> dict[str, list[float]]:
-    return {"weights": row.weights.tolist(), "output": row.output.tolist()}
+    return {"weights": row.weights.round(DIGITS).tolist(), "output": row.output.round(DIGITS).tolist()}

@@ -1,6 +1,7 @@
 // What the answer to `compose` says, as far as the page reads it.
 import type { Parts } from "./spec";
-import { against, bytes, count } from "./units";
+import { bytes } from "../charts/axis";
+import { against, count } from "./units";
 
 export interface Cost {
   /** What a further token adds to a layer's cache; null where there is no cache. */

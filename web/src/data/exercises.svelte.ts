@@ -7,9 +7,9 @@ export interface Numbers {
   output: number[];
 }
 
-export interface Stack {
-  names: string[];
-  problem?: string;
+/** What a model takes with a stack. */
+export interface Fitting {
+  weights: number;
   cache: number;
   total: number;
   seconds: number;
@@ -30,7 +30,9 @@ export interface Exercises {
     context: number;
     precision: string;
     options: Record<string, string[]>;
-    stacks: Stack[];
+    problems: string[];
+    /** In the order of the options, the last place's first: weights, cache, all, seconds; or which of the problems. */
+    stacks: ([number, number, number, number] | number)[];
   };
   sharpest: { token: number; lambda: number; rows: Record<"scaled-dot-product" | "differential" | "difference", Numbers> };
   combination: {

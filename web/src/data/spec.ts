@@ -145,6 +145,7 @@ const words: Record<string, string> = { AllOf: "and", AnyOf: "or" };
 export function wordsOf(place: Place, part: Part): string {
   const kind = kindOf(place, part);
   if (part.type === "Grouped") return sharing(Number(part.num_heads), Number(part.num_kv_heads ?? part.num_heads));
+  if (part.type === "NoPosition") return "no position";
   if (part.type === "Latent") return `MLA ${part.kv_lora_rank}${part.qk_rope_head_dim ? ` + ${part.qk_rope_head_dim}` : ""}`;
   if (place !== "pattern") return kind?.label ?? spaced(part.type);
   if (kind) return kind.label;
@@ -163,6 +164,7 @@ export const divisorsOf = (count: number) =>
 /** The spec with heads whose width together is that of an input with one head. */
 export function sizedTo(spec: Parts, width: number, latent: Part | undefined): Parts {
   const sized = structuredClone(spec);
+  if (sized.weighting.type === "Softmax") sized.weighting.scale = null;
   const maps = spec.weighting.type === "Differential" ? 2 : 1;
   if (sized.storage.type === "Latent") {
     sized.storage = structuredClone(latent ?? sized.storage);
@@ -172,7 +174,8 @@ export function sizedTo(spec: Parts, width: number, latent: Part | undefined): P
   const asked = Number(spec.storage.num_heads);
   const most = divisorsOf(width / maps).filter((one) => one <= asked && (width / maps / one) % 2 === 0);
   const heads = maps === 2 ? 1 : (most.at(-1) ?? 1);
-  const groups = divisorsOf(heads).filter((one) => one <= Number(spec.storage.num_kv_heads ?? asked));
+  const isShared = Number(spec.storage.num_kv_heads ?? asked) < asked;
+  const groups = divisorsOf(heads).filter((one) => !isShared || one < heads);
   sized.storage = { ...sized.storage, num_heads: heads, num_kv_heads: groups.at(-1) ?? 1, head_dim: width / heads / maps };
   sized.storage.v_head_dim = null;
   if (sized.position.type === "Rotary") sized.position.rotary_dim = null;
