@@ -95,3 +95,11 @@ export function apart(wanted: number[], heights: number[], top: number, bottom: 
   }
   return found;
 }
+
+type Pair = [number, number];
+
+/** A scale of logarithms: equal ratios are equal distances. */
+export function logScale([low, high]: Pair, [from, to]: Pair) {
+  const pixels = (to - from) / Math.log(high / low);
+  return Object.assign((value: number) => from + Math.log(value / low) * pixels, { domain: () => [low, high] });
+}
