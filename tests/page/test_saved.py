@@ -78,7 +78,7 @@ def test_a_comparison_shows_the_page_in_a_notebook(visit: Visit, tmp_path: Path)
     frame = page.frame_locator("iframe")
     frame.locator(".tokens label", has_text="mat").click()
     cells = frame.locator("article[data-mechanism=causal] [data-output]")
-    assert cells.all_inner_texts() == expected_outputs(AttentionComparison(), 4)["causal"]
+    assert cells.all_text_contents() == expected_outputs(AttentionComparison(), 4)["causal"]
 
 
 def test_an_installed_wheel_serves_the_page(tmp_path: Path) -> None:
