@@ -216,7 +216,7 @@ def records_file() -> str:
     from polyhead.bench.records import BENCHMARK
 
     found = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"), key=lambda path: ("decode" in path.stem, path)):
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("benchmark", BENCHMARK) == BENCHMARK:
             found[path.stem] = data
