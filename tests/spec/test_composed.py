@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import polyhead as ph
+from polyhead.spec import Pattern
 from polyhead.spec.composed import SIZE, code_of, composed, parts_of, picture_of
 
 MHA = ph.Grouped(num_heads=4, head_dim=8)
@@ -45,10 +46,34 @@ def test_what_it_says_of_itself(name: str) -> None:
 
 
 def test_a_picture_is_the_pattern_pair_by_pair() -> None:
-    assert picture_of(ph.SlidingWindow.causal(2), 3) == {"size": 3, "heads": 1, "allowed": ["100", "110", "011"]}
+    drawn = {"size": 3, "step": 1, "heads": 1, "allowed": ["100", "110", "011"]}
+    assert picture_of(ph.SlidingWindow.causal(2), 3) == drawn
     assert picture_of(ph.Full(), 2)["allowed"] == ["11", "11"]
     links = ph.RandomLinks(per_query=2, seed=1)
     allowed = links.allowed(np.arange(SIZE), np.arange(SIZE), kv_len=SIZE, head=0)
     shown = picture_of(links)
     assert shown["size"] == SIZE
     assert [[cell == "1" for cell in row] for row in shown["allowed"]] == allowed.tolist()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "step"),
+    [
+        (ph.Causal(), 1),
+        (ph.SlidingWindow(left=31, right=0), 1),
+        (ph.SlidingWindow(left=32, right=0), 2),
+        (ph.SlidingWindow.causal(4096), 256),
+        (ph.Chunked(size=64), 4),
+        (ph.Chunked(size=64, left=1), 8),
+        (ph.Global(first=100), 8),
+        (ph.RandomLinks(per_query=3, seed=0), 1),
+        (ph.RandomLinks(per_query=3, seed=0, block=64), 4),
+        (ph.SlidingWindow.symmetric(3) | (ph.Chunked(size=1000) & ph.Causal()), 64),
+    ],
+)
+def test_a_picture_shows_where_a_pattern_ends(pattern: Pattern, step: int) -> None:
+    shown = picture_of(pattern)
+    assert shown["step"] == step
+    positions = np.arange(shown["size"]) * step
+    allowed = pattern.allowed(positions, positions, kv_len=shown["size"] * step, head=0)
+    assert shown["allowed"] == ["".join(str(int(seen)) for seen in row) for row in allowed]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import polyhead as ph
-from polyhead.spec.composed import composed, parts_of
+from polyhead.spec.composed import SIZE, composed, parts_of
 from polyhead.spec.notebook import ASKED, LONGEST, draw
 from tests.frames import taken_apart, without_matplotlib
 
@@ -73,7 +73,7 @@ def test_a_picture_says_where_heads_differ() -> None:
     figure = draw(ph.RandomLinks(per_query=1, seed=0))
     assert figure.axes[0].get_title() == "keys that each query sees in head 0"
     (image,) = figure.axes[0].get_images()
-    assert image.get_array().shape == (24, 24)
+    assert image.get_array().shape == (SIZE, SIZE)
 
 
 def test_without_matplotlib_there_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:

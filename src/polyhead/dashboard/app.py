@@ -13,7 +13,6 @@ import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -52,12 +51,15 @@ class Turns:
 
     Args:
         most_waiting: Requests that may wait for a thread.
+
+    Attributes:
+        waiting: Requests that wait or are worked on.
     """
 
-    def __init__(self, most_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, most_waiting: int) -> None:
         count = os.cpu_count() or 1
         self._most = most_waiting + count
-        self._inside = 0
+        self.waiting = 0
         self._turn = anyio.Semaphore(count)
         self._threads = anyio.CapacityLimiter(count)
 
@@ -75,19 +77,19 @@ class Turns:
             BusyError: If too many are waiting.
             ClientDisconnect: If whoever asked has gone.
         """
-        if self._inside >= self._most:
+        if self.waiting >= self._most:
             raise BusyError
-        self._inside += 1
+        self.waiting += 1
         try:
             async with self._turn:
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 return await anyio.to_thread.run_sync(work, limiter=self._threads)
         finally:
-            self._inside -= 1
+            self.waiting -= 1
 
 
-def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Starlette:
+def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
     """Return the application.
 
     Args:
@@ -97,8 +99,8 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Starlette:
     Returns:
         An ASGI application.
     """
-    turns = Turns()
-    return Starlette(
+    turns = Turns(MAX_WAITING)
+    app = Starlette(
         routes=[
             Route("/", functools.partial(_page, text=page.html())),
             Route(f"{ROOT}/openapi.json", functools.partial(_description, text=msgspec.json.encode(openapi(ROOT)))),
@@ -107,7 +109,6 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Starlette:
                 for one in EVERY
             ),
         ],
-        middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={
             PolyheadError: _refused,
             NotReadyError: _later,
@@ -118,6 +119,8 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Starlette:
             Exception: _unexpected,
         },
     )
+    app.state.turns = turns
+    return Guard(app, hosts)  # around all of it, so that an error of the server's own is guarded too
 
 
 async def _page(request: Request, text: str) -> Response:

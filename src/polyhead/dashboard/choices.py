@@ -15,6 +15,7 @@ from typing import Any
 from polyhead.errors import SpecError
 from polyhead.spec import (
     Alibi,
+    Band,
     BigBird,
     Causal,
     Chunked,
@@ -71,15 +72,15 @@ KINDS: Mapping[Any, str] = {int: "int", float: "float", bool: "bool", str: "choi
 LARGEST_LEAST = 16
 """The largest least whole number that is looked for."""
 
-_SCALINGS = (
+SCALINGS = (
     ("linear", LinearScaling),
     ("NTK-aware", NTKScaling),
     ("dynamic NTK", DynamicNTKScaling),
     ("YaRN", YarnScaling),
     ("LLaMA 3's", Llama3Scaling),
 )
-_STORAGE = (("heads and groups", Grouped), ("a latent", Latent))
-_POSITION = (
+STORAGE = (("heads and groups", Grouped), ("a latent", Latent))
+POSITION = (
     ("none", NoPosition),
     ("RoPE", Rotary),
     ("ALiBi", Alibi),
@@ -87,8 +88,14 @@ _POSITION = (
     ("a clipped bias", ClippedBias),
     ("Shaw's vectors", ShawBias),
 )
-_WEIGHTING = (("softmax", Softmax), ("linear", Linear), ("differential", Differential))
-_PATTERNS: tuple[tuple[str, Pattern], ...] = (
+WEIGHTING = (("softmax", Softmax), ("linear", Linear), ("differential", Differential))
+PATTERNS = (
+    ("a window", Band),
+    ("chunks", Chunked),
+    ("global tokens", Global),
+    ("random links", RandomLinks),
+)
+_FORMS: tuple[tuple[str, Pattern], ...] = (
     ("every pair", Full()),
     ("causal", Causal()),
     ("a window on either side", SlidingWindow.symmetric(128)),
@@ -110,17 +117,32 @@ def choices() -> dict[str, list[dict[str, Any]]]:
     least value ``min``, its ``choices`` if it holds a word, its ``help``, and ``at``: where it stands in ``data``.
     """
     return {
-        "storage": [_kind(*one) for one in _STORAGE],
-        "position": [_kind(*one) for one in _POSITION],
-        "pattern": [_pattern(*one) for one in _PATTERNS],
-        "weighting": [_kind(*one) for one in _WEIGHTING],
+        "storage": [described(*one) for one in STORAGE],
+        "position": [described(*one) for one in POSITION],
+        "pattern": [_pattern(*one) for one in _FORMS],
+        "weighting": [described(*one) for one in WEIGHTING],
     }
 
 
-def _kind(label: str, kind: type[Choice]) -> dict[str, Any]:
+def described(label: str, kind: type[Choice]) -> dict[str, Any]:
+    """Return what stands in the form for a class of a spec's parts.
+
+    Args:
+        label: Its name to read.
+        kind: The class.
+
+    Returns:
+        Its ``type``, an example of its ``data``, its ``fields``, and the names of those that are ``required``.
+    """
     example = kind(**_required(kind))
     fields = _fields(example, [])
-    return {"type": kind.__name__, "label": label, "data": example.to_data(), "fields": fields}
+    return {
+        "type": kind.__name__,
+        "label": label,
+        "data": example.to_data(),
+        "fields": fields,
+        "required": list(_required(kind)),
+    }
 
 
 def _pattern(label: str, pattern: Pattern) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def _fields(example: Choice, at: list[str | int]) -> list[dict[str, Any]]:
         elif what is not None:
             found.append({**told, "kind": what, "min": _least(kind, field.name) if what == "int" else None})
         elif any(isinstance(one, type) and one.__name__ == "Scaling" for one in types):
-            found.append({**told, "kind": "part", "choices": [_kind(*one) for one in _SCALINGS]})
+            found.append({**told, "kind": "part", "choices": [described(*one) for one in SCALINGS]})
     return found  # a tuple of numbers has no field in a form
 
 

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterable
 
 from starlette._utils import parse_host_header
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 """Names of the machine itself."""
@@ -52,7 +53,7 @@ class Guard:
         hosts: Names, besides this machine's, by which it may be asked.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, app: Starlette, hosts: Iterable[str]) -> None:
         self.app = app
         self.hosts = frozenset(host.lower() for host in (*LOCAL, *hosts))
 

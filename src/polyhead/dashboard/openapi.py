@@ -8,6 +8,8 @@ import msgspec
 
 from polyhead.dashboard.answers import JSON, QUESTIONS, Question
 from polyhead.dashboard.export import QUESTION as EXPORT
+from polyhead.dashboard.requests import SCHEMAS
+from polyhead.dashboard.schemas import add_names, spec_schemas
 from polyhead.page import version
 
 EVERY = (*QUESTIONS, EXPORT)
@@ -49,7 +51,8 @@ def openapi(root: str) -> dict[str, Any]:
         An OpenAPI 3.1 document as JSON-ready data.
     """
     taken = [one.request for one in EVERY if one.request not in (None, bytes)]
-    schemas, components = msgspec.json.schema_components(taken, ref_template="#/components/schemas/{name}")
+    schemas, components = msgspec.json.schema_components(taken, ref_template=f"{SCHEMAS}{{name}}")
+    add_names(components)
     of_request = dict(zip(taken, schemas, strict=True))
     return {
         "openapi": "3.1.0",
@@ -60,7 +63,7 @@ def openapi(root: str) -> dict[str, Any]:
         },
         "paths": {f"{root}/{one.path}": {_method(one): _operation(one, of_request)} for one in EVERY},
         "components": {
-            "schemas": {**components, "Error": _ERROR},
+            "schemas": {**components, **spec_schemas(SCHEMAS), "Error": _ERROR},
             "responses": {
                 f"Refusal{status}": {"description": what, "content": {JSON: {"schema": _ref("schemas/Error")}}}
                 for status, what in _REFUSALS.items()

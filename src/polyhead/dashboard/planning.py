@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyhead.catalog import Model, device, model
+from polyhead.catalog import device, model
 from polyhead.dashboard.bounds import computed
 from polyhead.dashboard.requests import FitsRequest, PlanRequest
-from polyhead.errors import SpecError
+from polyhead.errors import SpecError, unknown_name
 from polyhead.planner import plan as make_plan
+from polyhead.planner.asked import OBJECTIVES, default_task
 from polyhead.planner.curves import curves
 from polyhead.planner.data import fits_data, to_data
 from polyhead.planner.fits import what_fits
 
-MAX_LISTED = 8192
-"""Tokens of a sequence whose links at random are listed one by one, where it is not made of whole blocks."""
+BLOCK = 64
+"""Tokens in the blocks between which links are drawn at random."""
+
+MAX_RAGGED = 8192
+"""Tokens of a sequence at most whose links are counted token by token, since it is not made of whole blocks."""
+
+MAX_DRAWN = 2**18
+"""Tokens of a sequence at most where links are drawn at all."""
 
 
 def plan(request: PlanRequest) -> dict[str, Any]:
@@ -39,6 +46,8 @@ def fits(request: FitsRequest) -> dict[str, Any]:
 
     Of what is asked for nothing is read, nor of what is made least, so that the page can send what it planned.
     """
+    if request.optimise is not None and request.optimise not in OBJECTIVES:
+        raise unknown_name("objective", request.optimise, OBJECTIVES)
     unread = {"optimise", request.asked}
     asked = {name: value for name, value in _asked(request).items() if name not in unread}
     found = computed(lambda: what_fits(asked=request.asked, **asked))
@@ -48,7 +57,10 @@ def fits(request: FitsRequest) -> dict[str, Any]:
 def _asked(request: PlanRequest) -> dict[str, Any]:
     """Return what the planner takes. Names are those of the catalogue: a path is never one."""
     found = model(request.model)
-    _check_countable(found, request.context)
+    task = request.task or default_task(found)
+    draws = any(layer.attention.pattern.per_head for layer in found.layers)
+    if task == "encode" or draws:  # all that is read at once may have BigBird's links
+        _check_countable(found.max_seq_len if request.context is None else request.context)
     return {
         "model": found,
         "context": request.context,
@@ -64,12 +76,14 @@ def _asked(request: PlanRequest) -> dict[str, Any]:
     }
 
 
-def _check_countable(found: Model, context: int | None) -> None:
-    """Refuse a context whose pairs would be listed for minutes: random links follow a formula in whole blocks alone."""
-    for pattern in {layer.attention.pattern for layer in found.layers}:
-        if pattern.per_head and context is not None and context > MAX_LISTED and context % pattern.unit:
-            near = context - context % pattern.unit
-            raise SpecError(
-                f"context={context} is no multiple of {pattern.unit}, the block for which {found.name} draws links; "
-                f"give {near}"
-            )
+def _check_countable(context: int | None) -> None:
+    """Refuse a sequence in which counting pairs that are linked at random would take minutes."""
+    if context is None:
+        return
+    if context > MAX_DRAWN:
+        raise SpecError(f"context={context} is past {MAX_DRAWN:,}, up to which random links are counted; give less")
+    if context > MAX_RAGGED and context % BLOCK:
+        raise SpecError(
+            f"context={context} is no multiple of {BLOCK}, the block between which links are drawn at random, and "
+            f"token by token they are counted up to {MAX_RAGGED:,} here; give {context - context % BLOCK}"
+        )

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+SCHEMAS = "#/components/schemas/"
+"""Where the description for other programs keeps its schemas."""
+
 MAX_CHARACTERS = 8192
 """Characters of a text that a model reads."""
 
@@ -26,7 +29,12 @@ Real = Annotated[float, Meta(ge=-1e4, le=1e4)]
 Length = Annotated[int, Meta(ge=0, le=MAX_LENGTH)]
 Context = Annotated[int, Meta(ge=1, le=MAX_CONTEXT)]
 Count = Annotated[int, Meta(ge=1, le=65536)]
-Part = dict[str, Any]
+Data = dict[str, Any]
+Storage = Annotated[Data, Meta(extra_json_schema={"$ref": f"{SCHEMAS}Storage"})]
+Position = Annotated[Data, Meta(extra_json_schema={"$ref": f"{SCHEMAS}Position"})]
+Pattern = Annotated[Data, Meta(extra_json_schema={"$ref": f"{SCHEMAS}Pattern"})]
+Weighting = Annotated[Data, Meta(extra_json_schema={"$ref": f"{SCHEMAS}Weighting"})]
+Spec = Annotated[Data, Meta(extra_json_schema={"$ref": f"{SCHEMAS}Spec"})]
 Names = Annotated[list[Name], Meta(max_length=64)]
 Token = Annotated[int, Meta(ge=-4096, le=4096)] | Annotated[str, Meta(max_length=256)]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -107,7 +115,7 @@ class Comparison(Request):
 
     source: Source = field(default_factory=ExampleSource)
     settings: Settings = field(default_factory=Settings)
-    specs: Annotated[dict[Name, Part], Meta(max_length=MAX_SPECS)] = {}
+    specs: Annotated[dict[Name, Spec], Meta(max_length=MAX_SPECS)] = {}
 
 
 class MatrixRequest(Comparison):
@@ -152,10 +160,10 @@ class Parts(Request):
         weighting: How scores become weights.
     """
 
-    storage: Part
-    position: Part = field(default_factory=lambda: {"type": "NoPosition"})
-    pattern: Part = field(default_factory=lambda: {"type": "Band"})
-    weighting: Part = field(default_factory=lambda: {"type": "Softmax"})
+    storage: Storage
+    position: Position = field(default_factory=lambda: {"type": "NoPosition"})
+    pattern: Pattern = field(default_factory=lambda: {"type": "Band"})
+    weighting: Weighting = field(default_factory=lambda: {"type": "Softmax"})
 
 
 class ComposeRequest(Request):
@@ -261,4 +269,4 @@ class ExportRequest(Request):
         state: What the page shows, as it has it itself.
     """
 
-    state: Part
+    state: Data

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from polyhead.spec.attention import AttentionSpec
-from polyhead.spec.pattern import Pattern
+from polyhead.spec.combined import Combined
+from polyhead.spec.pattern import Band, Chunked, Global, Pattern
 
 SCHEMA = 1
 """Version of the data's form."""
 
-SIZE = 24
+SIZE = 32
 """Positions that a picture shows."""
 
 
@@ -56,18 +58,36 @@ def code_of(spec: AttentionSpec) -> str:
 
 
 def picture_of(pattern: Pattern, size: int = SIZE) -> dict[str, Any]:
-    """Return which of the first keys each of the first queries sees, as data.
+    """Return which keys each query sees, as data: of the first tokens, or of more with some between them left out.
+
+    Tokens are left out where a window or a chunk would otherwise reach past the picture and not be seen to end.
 
     Args:
         pattern: The pattern.
-        size: How many of either; the sequence ends with them.
+        size: How many queries and keys are shown.
 
     Returns:
-        ``size``; ``heads``, of which the first alone is shown; and ``allowed``, for each query a text of 0 and 1.
+        ``size``; ``step``, the distance between two positions that are shown, the last of which ends the sequence;
+        ``heads``, of which the first alone is shown; and ``allowed``, for each query a text of 0 and 1.
     """
     import numpy as np
 
-    positions = np.arange(size)
-    allowed = pattern.allowed(positions, positions, kv_len=size, head=0)
+    reach = _reach(pattern)
+    step = 1 if reach < size else 2 ** math.ceil(math.log2(2 * reach / size))
+    positions = step * np.arange(size)
+    allowed = pattern.allowed(positions, positions, kv_len=size * step, head=0)
     rows = ["".join("1" if seen else "0" for seen in row) for row in np.broadcast_to(allowed, (size, size))]
-    return {"size": size, "heads": 1, "allowed": rows}
+    return {"size": size, "step": step, "heads": 1, "allowed": rows}
+
+
+def _reach(pattern: Pattern) -> int:
+    """Return the largest distance at which a pattern changes for all queries alike; 0 where there is none."""
+    if isinstance(pattern, Combined):
+        return max(_reach(part) for part in pattern.parts)
+    if isinstance(pattern, Band):
+        return max(pattern.left or 0, pattern.right or 0)
+    if isinstance(pattern, Chunked):
+        return pattern.size * (1 + max(pattern.left, pattern.right))
+    if isinstance(pattern, Global):
+        return max(pattern.first, pattern.last)
+    return pattern.unit if pattern.unit > 1 else 0

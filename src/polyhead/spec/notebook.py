@@ -59,12 +59,13 @@ def draw(pattern: Pattern) -> Any:
     axes = figure.subplots()
     shown = picture_of(pattern)
     grid = [[int(cell) for cell in row] for row in shown["allowed"]]
-    axes.imshow(grid, cmap=colours, vmin=0, vmax=1, extent=(0, shown["size"], shown["size"], 0))
+    end = shown["size"] * shown["step"]
+    axes.imshow(grid, cmap=colours, vmin=0, vmax=1, extent=(0, end, end, 0))
     axes.set_title(f"keys that each query sees{' in head 0' if pattern.per_head else ''}", fontsize=9)
     axes.set_xlabel("key", fontsize=8)
     axes.set_ylabel("query", fontsize=8)
-    axes.set_xticks(range(0, shown["size"] + 1, 8))
-    axes.set_yticks(range(0, shown["size"] + 1, 8))
+    axes.set_xticks(range(0, end + 1, 8 * shown["step"]))
+    axes.set_yticks(range(0, end + 1, 8 * shown["step"]))
     axes.tick_params(labelsize=7)
     axes.grid(color="white", linewidth=0.4)
     return figure
