@@ -15,7 +15,7 @@ from polyhead.dashboard.model import TextModel
 from polyhead.dashboard.records import measured, records
 from polyhead.dashboard.sources import Sources
 from polyhead.dashboard.state import defaults
-from polyhead.errors import ShapeError, SpecError
+from polyhead.errors import ShapeError
 
 ARRAYS = "application/octet-stream"
 JSON = "application/json"
@@ -190,8 +190,8 @@ def decoded(question: Question, body: bytes) -> Any:
         The request, as the question's answer takes it.
 
     Raises:
-        RequestError: If it is not JSON.
-        SpecError: If it is, and not the request.
+        NotJsonError: If it is not JSON.
+        RequestError: If it is, and not the request.
     """
     if question.request is None:
         return None
@@ -200,12 +200,24 @@ def decoded(question: Question, body: bytes) -> Any:
     try:
         return msgspec.json.decode(body, type=question.request)
     except msgspec.ValidationError as error:
-        raise SpecError(f"{error}; see openapi.json for what {question.path} takes") from None
+        raise RequestError(f"{told(error)}; see openapi.json for what {question.path} takes") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"this is not JSON: {error}") from None
+        raise NotJsonError(f"this is not JSON: {error}") from None
     except RecursionError:
-        raise RequestError("this JSON is nested too deep to be read") from None
+        raise NotJsonError("this JSON is nested too deep to be read") from None
+
+
+def told(error: msgspec.ValidationError) -> str:
+    """Return what is wrong with a request, its member first: ``context: expected int <= 1048576``."""
+    text, _, path = str(error).partition(" - at `$")
+    said = text[:1].lower() + text[1:].replace("`", "")
+    member = path.rstrip("`").removeprefix(".")
+    return f"{member}: {said}" if member else said
+
+
+class NotJsonError(Exception):
+    """What was sent is no JSON."""
 
 
 class RequestError(Exception):
-    """What was sent is no JSON."""
+    """What was sent is JSON, and not what is taken."""

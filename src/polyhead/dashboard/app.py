@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from polyhead import page
-from polyhead.dashboard.answers import ARRAYS, HTML, JSON, Dashboard, Question, RequestError, decoded
+from polyhead.dashboard.answers import ARRAYS, HTML, JSON, Dashboard, NotJsonError, Question, RequestError, decoded
 from polyhead.dashboard.guard import Guard, error_response, page_policy
 from polyhead.dashboard.model import NotReadyError
 from polyhead.dashboard.openapi import EVERY, openapi
@@ -113,6 +113,7 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
             PolyheadError: _refused,
             NotReadyError: _later,
             BusyError: _later,
+            NotJsonError: _refused,
             RequestError: _refused,
             ClientDisconnect: _gone,
             HTTPException: _http,
@@ -181,7 +182,7 @@ def _too_large(most: int) -> HTTPException:
 
 async def _refused(request: Request, error: Exception) -> Response:
     status = 422
-    if isinstance(error, RequestError):
+    if isinstance(error, NotJsonError):
         status = 400
     elif isinstance(error, UnknownNameError):
         status = 404

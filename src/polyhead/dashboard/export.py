@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from polyhead.catalog import mechanisms
-from polyhead.dashboard.answers import HTML, QUESTIONS, Dashboard, Question
+from polyhead.dashboard.answers import HTML, QUESTIONS, Dashboard, Question, told
 from polyhead.dashboard.requests import ExportRequest, State
 from polyhead.dashboard.state import defaults
 from polyhead.errors import PolyheadError, SpecError
@@ -43,7 +43,7 @@ def export(board: Dashboard, state: Mapping[str, Any]) -> str:
     try:
         msgspec.convert(whole, State)
     except msgspec.ValidationError as error:
-        raise SpecError(f"{error}; this is no state of the page") from None
+        raise SpecError(f"{told(error)}; this is no state of the page") from None
     return filled(whole, list(_recorded(board, whole)))
 
 
