@@ -48,10 +48,11 @@ check: .venv/.dev ## Lint, check formatting, types, imports, docstrings, and tha
 page: .venv/.dev ## Build the dashboard's page from web/ (needs Node 20 or newer)
 	@$(BIN)/python scripts/page.py
 
-docs: .venv/.demo ## Write the pages of docs, and the outputs and the pictures, anew
+docs: .venv/.browser ## Write the pages of docs, and the outputs and the pictures, anew
 	@$(BIN)/python scripts/docs.py
 	@$(BIN)/polyhead compare --plot docs/example.png >/dev/null
 	@$(BIN)/polyhead plan --model llama-3.1-8b --context 131072 --device rtx-4090 --plot docs/plan.png >/dev/null
+	@$(BIN)/python -m scripts.screens
 
 bench: .venv/.bench ## Time every mechanism beside its peers, and write benchmarks/results.md anew (long)
 	@$(BIN)/polyhead bench --memory --json benchmarks/results/$(MACHINE).json

@@ -1,7 +1,7 @@
 """What was measured, as a Markdown table: ``python scripts/bench_table.py window window-first``.
 
-Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried`` and
-``token_parts`` instead print the record of the script of that name, and ``plan`` that of `polyhead bench --check-plan`.
+Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried``,
+``token_parts`` and ``dashboard`` instead print the record of the script of that name, and ``plan`` that of `polyhead bench --check-plan`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from polyhead.bench import calibrate
 from polyhead.bench.records import Line, Record, lines_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("tried", "token_parts")
+SCRIPTS = ("tried", "token_parts", "dashboard")
 """Scripts that have a record and a table of their own."""
 
 HEADER = ("case", "tokens", "ours, ms", "of the ceiling", "beside", "ours / it", "meant to be")

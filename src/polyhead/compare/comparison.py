@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping
@@ -93,15 +94,11 @@ class AttentionComparison:
         check_size(inputs)
         if settings.num_heads < 1:
             raise ShapeError(f"num_heads={settings.num_heads} is no number of heads; give 1 or more")
-        count = len(inputs.query)
-        if not -count <= head < count:
-            there_is = f"heads 0 to {count - 1}" if count > 1 else "one head, 0"
-            raise UnknownNameError(f"head={head} does not exist; the input has {there_is}")
         self.inputs = inputs
         self.title = title
         self.settings = settings
         self.engine = engine
-        self.head = head % count
+        self.head = self._checked_head(head)
         self._added: list[str] = []
         self._results: dict[str, Result] = {}
 
@@ -178,6 +175,29 @@ class AttentionComparison:
         comparison = cls.__new__(cls)
         comparison._set(inputs, title=title, settings=settings or Settings(), engine=engine, head=head)
         return comparison
+
+    def at_head(self, head: int) -> Self:
+        """Return the same comparison, of which another head is shown; what has run is shared.
+
+        Args:
+            head: The head.
+
+        Returns:
+            The comparison.
+
+        Raises:
+            UnknownNameError: If the head does not exist.
+        """
+        other = copy.copy(self)
+        other.head = self._checked_head(head)
+        return other
+
+    def _checked_head(self, head: int) -> int:
+        count = len(self.inputs.query)
+        if not -count <= head < count:
+            there_is = f"heads 0 to {count - 1}" if count > 1 else "one head, 0"
+            raise UnknownNameError(f"head={head} does not exist; the input has {there_is}")
+        return head % count
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -26,6 +26,12 @@ MAX_TEXTS = 16
 MAX_ARRAYS = 4
 """How many files of arrays are kept."""
 
+MAX_COMPARED = 4
+"""How many comparisons are kept with what has run, so that another head, or a control put back, runs nothing."""
+
+MAX_KEPT = 2**21
+"""Weights of all mechanisms and heads that a comparison may have to be kept: 16 MiB in float64."""
+
 MAX_WIDTH = 1024
 """Width of a head in arrays: as much is shown as an output."""
 
@@ -68,6 +74,8 @@ class Sources:
         self.model = model
         self._read: Recent[tuple[Inputs, str]] = Recent(MAX_TEXTS)
         self._sent: Recent[Inputs] = Recent(MAX_ARRAYS)
+        self._compared: Recent[AttentionComparison] = Recent(MAX_COMPARED)
+        self._example = example_inputs()
 
     def comparison(self, request: requests.Comparison) -> AttentionComparison:
         """Return the comparison that a request is about, with its own combinations added.
@@ -85,9 +93,22 @@ class Sources:
         inputs, title, default, head = self._found(request.source)
         given = {name: getattr(request.settings, name) for name in request.settings.__struct_fields__}
         settings = settings_from({name: value for name, value in given.items() if value is not None}, default)
-        comparison = AttentionComparison.from_inputs(inputs, title=title, settings=settings, head=head)
-        for name, data in request.specs.items():
-            comparison.add(name, spec_of(data))
+        if request.specs:
+            comparison = AttentionComparison.from_inputs(inputs, title=title, settings=settings, head=head)
+            for name, data in request.specs.items():
+                comparison.add(name, spec_of(data))
+            return comparison
+        return self._of_all_heads(inputs, title, settings).at_head(head)
+
+    def _of_all_heads(self, inputs: Inputs, title: str, settings: Settings) -> AttentionComparison:
+        """Return a comparison on inputs that have been found, the one that ran before if it is small enough to keep."""
+        key = (id(inputs), settings)  # a kept comparison keeps its inputs, so nothing else has their id
+        if (kept := self._compared.get(key)) is not None:
+            return kept
+        comparison = AttentionComparison.from_inputs(inputs, title=title, settings=settings)
+        heads, tokens, _ = inputs.query.shape
+        if heads * tokens**2 * len(comparison.names) <= MAX_KEPT:
+            self._compared.keep(key, comparison)
         return comparison
 
     def keep_arrays(self, data: bytes) -> dict[str, Any]:
@@ -119,7 +140,7 @@ class Sources:
             if sent is None:
                 raise UnknownNameError(f"no arrays are kept as {source.id[:12]}…; send them again")
             return sent, "own arrays", Settings(), source.head
-        return example_inputs(), "shared example", TEXTBOOK, 0
+        return self._example, "shared example", TEXTBOOK, 0
 
     def _text(self, source: requests.TextSource) -> tuple[Inputs, str]:
         key = (source.text, source.second_text, source.layer, source.bare)
