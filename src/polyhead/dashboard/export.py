@@ -44,7 +44,8 @@ def export(board: Dashboard, state: Mapping[str, Any]) -> str:
         msgspec.convert(whole, State)
     except msgspec.ValidationError as error:
         raise SpecError(f"{told(error)}; this is no state of the page") from None
-    return filled(whole, list(_recorded(board, whole)))
+    found = {json.dumps([one.path, one.body], sort_keys=True): one for one in _recorded(board, whole)}
+    return filled(whole, found.values())
 
 
 def _recorded(board: Dashboard, state: Mapping[str, Any]) -> Iterator[Answer]:

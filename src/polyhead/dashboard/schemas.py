@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyhead.spec.choice import Choice
 MAX_PARTS = 8
 """Patterns in a combination, as the schema has it; what bounds a spec is its number of values."""
 
+_NUMBERS: dict[str, Any] = {"type": ["array", "null"], "items": {"type": "number"}}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "choice": "string"}
 
 
@@ -39,7 +41,7 @@ def spec_schemas(root: str) -> dict[str, Any]:
         "Position": _any_of(POSITION, root),
         "Pattern": {"anyOf": [*_any_of(PATTERNS, root)["anyOf"], table, *combined]},
         "Weighting": _any_of(WEIGHTING, root),
-        "Scaling": _any_of(SCALINGS, root),
+        "Scaling": {"anyOf": [*_any_of(SCALINGS, root)["anyOf"], _long_rope()]},
         "Spec": _object("AttentionSpec", {name: {"$ref": f"{root}{name.title()}"} for name in places}, ["storage"]),
     }
 
@@ -69,8 +71,17 @@ def _any_of(kinds: Iterable[tuple[str, type[Choice]]], root: str) -> dict[str, A
 
 def _schema(label: str, kind: type[Choice], root: str) -> dict[str, Any]:
     told = described(label, kind)
-    fields = {field["name"]: _field(field, root) for field in told["fields"]}
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(kind)), _NUMBERS)  # what has no form is a list
+    fields |= {field["name"]: _field(field, root) for field in told["fields"]}
     return {**_object(told["type"], fields, told["required"]), "title": label}
+
+
+def _long_rope() -> dict[str, Any]:
+    """Return the schema of the one scaling that has no form, since it has a factor for each plane."""
+    factors = {"type": "array", "items": {"type": "number"}}
+    fields = {"short_factor": factors, "long_factor": factors, "original_max_seq_len": {"type": "integer"}}
+    numbers = {"factor": {"type": "number"}, "attention_factor": {"type": ["number", "null"]}}
+    return _object("LongRopeScaling", {**fields, **numbers}, list(fields))
 
 
 def _object(kind: str, fields: Mapping[str, Any], required: list[str]) -> dict[str, Any]:
