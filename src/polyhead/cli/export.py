@@ -78,7 +78,9 @@ def _state(board: Dashboard, source: dict[str, Any], options: dict[str, Any]) ->
     """Return what the page shows."""
     import msgspec
 
+    from polyhead.dashboard import planning
     from polyhead.dashboard.comparing import comparison_of
+    from polyhead.dashboard.export import checked
     from polyhead.dashboard.requests import Comparison
 
     begun = board.state
@@ -87,5 +89,9 @@ def _state(board: Dashboard, source: dict[str, Any], options: dict[str, Any]) ->
     if options["token"] is not None:
         token = comparison_of(msgspec.convert(matrix, Comparison), board.sources).position(options["token"])
     asked = {name: options[f"plan_{name}"] for name in ("model", "context", "device")}
-    plan = {**begun["plan"], **{name: value for name, value in asked.items() if value is not None}}
-    return {**begun, "screen": options["screen"], "token": token, "matrix": matrix, "plan": plan}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    plan = {**begun["plan"], **asked}
+    state = {**begun, "screen": options["screen"], "token": token, "matrix": matrix, "plan": plan}
+    if asked:
+        planning.plan(checked(state).plan)  # raises, where the page would only be without it
+    return state

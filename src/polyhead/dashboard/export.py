@@ -40,12 +40,17 @@ def export(board: Dashboard, state: Mapping[str, Any]) -> str:
         PolyheadError: If what it shows first cannot be answered.
     """
     whole = {**defaults(), **state}
-    try:
-        msgspec.convert(whole, State)
-    except msgspec.ValidationError as error:
-        raise SpecError(f"{told(error)}; this is no state of the page") from None
+    checked(whole)
     found = {json.dumps([one.path, one.body], sort_keys=True): one for one in _recorded(board, whole)}
     return filled(whole, found.values())
+
+
+def checked(state: Mapping[str, Any]) -> State:
+    """Return what is asked in a whole state; raises SpecError if it is none."""
+    try:
+        return msgspec.convert(state, State)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{told(error)}; this is no state of the page") from None
 
 
 def _recorded(board: Dashboard, state: Mapping[str, Any]) -> Iterator[Answer]:
