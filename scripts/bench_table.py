@@ -1,7 +1,8 @@
 """What was measured, as a Markdown table: ``python scripts/bench_table.py window window-first``.
 
 Rows are those of the records of `polyhead bench` in benchmarks/results, for the cases named; ``tried``,
-``token_parts`` and ``dashboard`` instead print the record of the script of that name, and ``plan`` that of `polyhead bench --check-plan`.
+``token_parts`` and ``dashboard`` instead print the record of the script of that name, and ``plan`` that of
+`polyhead bench --check-plan`.
 """
 
 from __future__ import annotations
