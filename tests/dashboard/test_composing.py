@@ -12,12 +12,13 @@ import polyhead as ph
 from polyhead.catalog import mechanisms, models
 from polyhead.cost import attended, cache_bytes
 from polyhead.dashboard import composing
-from polyhead.dashboard.composing import MAX_COUNTED, compose, explain
+from polyhead.dashboard.composing import MAX_ROWS, compose, explain
 from polyhead.dashboard.requests import ComposeRequest, ExplainRequest, Parts
 from polyhead.errors import MissingExtraError, SpecError
 from polyhead.spec import AttentionSpec, LayerSpec
 from polyhead.spec.composed import composed, parts_of
 from tests.dashboard.conftest import Ask
+from tests.strategies import specs
 
 HEADS = {"type": "Grouped", "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
 SPECS = {entry.name: entry.spec for entry in mechanisms()} | {one.name: one.layers[0].attention for one in models()}
@@ -140,13 +141,13 @@ def test_the_kernel_is_the_one_that_would_run(name: str, more: dict[str, bool]) 
 
 
 def test_links_are_not_counted_for_minutes() -> None:
-    spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=8, head_dim=16), pattern=ph.RandomLinks(per_query=2, seed=0))
-    longest = MAX_COUNTED // (8 * 2)
-    counted, uncounted = (compose(asked(spec, kv_len=n))["cost"]["own"] for n in (4096, longest + 1))
-    assert counted["prompt"] == attended(spec, 4096, 4096)
+    spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=64, head_dim=16), pattern=ph.RandomLinks(per_query=2, seed=0))
+    longest = MAX_ROWS // 64
+    counted, uncounted = (compose(asked(spec, kv_len=n))["cost"]["own"] for n in (longest, longest + 1))
+    assert counted["prompt"] == attended(spec, longest, longest)
     assert (uncounted["prompt"], uncounted["step"]) == (None, None)
     assert uncounted["uncounted"].startswith(
-        "the pairs of this pattern follow no formula, and listing those of 1,048,577"
+        "the pairs of this pattern follow no formula, and listing those of 4,097 tokens"
     )
     assert uncounted["bytes"] > 0
 
@@ -156,6 +157,14 @@ def test_links_are_not_counted_for_minutes() -> None:
 def test_any_length_is_answered(name: str, kv_len: int) -> None:
     found = compose(asked(SPECS[name], q_len=3, kv_len=kv_len))
     assert found["cost"]["own"]["prompt"] == attended(SPECS[name], kv_len, kv_len)
+
+
+@settings(max_examples=40)
+@given(specs())
+def test_any_legal_spec_is_answered(ask: Ask, spec: AttentionSpec) -> None:
+    response = ask("compose", {"spec": parts_of(spec), "q_len": 3, "kv_len": 200})
+    assert response.status_code == 200, response.text
+    assert response.json()["spec_repr"] == repr(spec)
 
 
 JSON = st.recursive(

@@ -16,19 +16,11 @@ from polyhead.planner.data import fits_data, to_data
 from polyhead.planner.fits import what_fits
 from tests.dashboard.conftest import Ask
 
-ASKED = [
-    {"model": "llama-3.1-8b", "context": 131072, "device": "rtx-4090"},
-    {"model": "llama-3-70b", "context": 8192, "device": "h100", "devices": 4, "batch": 32},
-    {"model": "llama-3-8b", "task": "train", "context": 8192, "device": "h100", "devices": 8},
-    {"model": "t5-base", "device": "l4", "precision": "weights=int8,cache=fp8", "optimise": "memory"},
-    {
-        "model": "gemma-2-9b",
-        "task": "retrieve",
-        "written": 7,
-        "window": 1024,
-        "device": "a100-40",
-        "from_scratch": True,
-    },
+ASKED: list[dict[str, Any]] = [
+    {"model": "llama-3.1-8b", "context": 131072, "device": "rtx-4090", "from_scratch": True},
+    {"model": "gpt2", "task": "train", "context": 1024, "device": "h100", "devices": 4, "batch": 32},
+    {"model": "t5-base", "context": 512, "device": "l4", "precision": "weights=int8,cache=fp8", "optimise": "memory"},
+    {"model": "gemma-2-2b", "task": "retrieve", "written": 7, "window": 1024, "device": "a100-40"},
 ]
 
 
@@ -89,6 +81,6 @@ def test_refusals_are_the_planners(ask: Ask, changed: dict[str, Any], status: in
         assert re.search(message, response.json()["error"]["message"])
 
 
-@pytest.mark.parametrize("context", [MAX_RAGGED, MAX_RAGGED - 1, 64 * 1024])
+@pytest.mark.parametrize("context", [MAX_RAGGED, 2047, 32 * 1024])
 def test_links_at_random_are_counted_where_that_is_quick(ask: Ask, context: int) -> None:
     assert ask("plan", {"model": "bigbird-base", "context": context, "device": "l4"}).status_code == 200

@@ -19,13 +19,9 @@ EVIL = [
     "/etc/passwd",
     "file:///etc/passwd",
     "http://evil.example/passwd",
-    "~/passwd",
     "passwd\x00.json",
-    "$(touch /tmp/passwd)",
     "__import__('os').system('passwd')",
     "smollm2",
-    "passwd.gguf",
-    "config.json",
 ]
 SPEC = mechanism("bigbird").spec.to_data()
 MATRIX = {
@@ -41,7 +37,7 @@ BODIES: dict[str, Any] = {
     "explain": {**defaults()["compose"], "device": "cpu"},
     "plan": {**defaults()["plan"], "task": "generate", "precision": "bf16", "optimise": "latency"},
     "fits": {**defaults()["plan"], "asked": "batch"},
-    "export": {"state": {"screen": "plan", "plan": {"model": "gpt2", "device": "l4"}, "mechanism": "rope"}},
+    "export": {"state": {"plan": {"model": "gpt2"}}},
 }
 
 EVENTS = ("open", "os.listdir", "os.scandir", "subprocess.Popen", "os.system", "socket.connect")

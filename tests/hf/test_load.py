@@ -14,6 +14,7 @@ import pytest
 
 from polyhead.errors import CheckpointError, MissingExtraError, ShapeError, UnknownNameError, UnsupportedError
 from polyhead.hf import Loaded, load, locate
+from polyhead.hf.load import find
 from tests.hf.conftest import MakeCheckpoint, save
 
 torch = pytest.importorskip("torch", reason="a model runs in torch")
@@ -76,6 +77,13 @@ def test_smollm2_is_the_file_of_its_package(
     monkeypatch.syspath_prepend(tmp_path)
     loaded = load("smollm2")
     assert (loaded.name, loaded.config["vocab_size"]) == ("smollm2", 12)
+
+
+def test_a_file_is_found_without_being_converted(gguf_file: MakeGguf, cache: Path) -> None:
+    file = gguf_file()
+    assert find(file) == find(str(file)) == file
+    assert not cache.exists()
+    assert locate(file).is_relative_to(cache)
 
 
 # --- what is loaded -------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from polyhead.spec import (
     Rotary,
     Softmax,
 )
-from polyhead.spec.attention import _choice_types
+from polyhead.spec.attention import _choice_types, part_from_data
 from tests.pictures import lines
 from tests.spec.schema_1_specs import SPECS
 from tests.strategies import layers, specs
@@ -415,3 +415,26 @@ def test_combinations_are_normalised_when_they_are_read() -> None:
     causal, chunks = ({"type": "Band", "left": None, "right": 0}, {"type": "Chunked", "size": 4, "left": 0, "right": 0})
     read = AttentionSpec.from_json(saved(pattern={"type": "AllOf", "parts": [chunks, causal, chunks]}))
     assert repr(read.pattern) == "Causal() & Chunked(size=4)"
+
+
+@given(specs())
+def test_each_part_of_a_spec_survives_as_data(spec: AttentionSpec) -> None:
+    assert part_from_data(spec.to_data()) == spec
+    for name in ("storage", "position", "pattern", "weighting"):
+        part = getattr(spec, name)
+        assert part_from_data(json.loads(json.dumps(part.to_data()))) == part
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"type": "Full"}, "no part of a spec has the type 'Full'"),
+        ({}, "no part of a spec has the type None"),
+        ({"type": "Grouped", "num_heads": 2}, "Grouped needs the field 'head_dim'"),
+        ({"type": "Band", "width": 2}, "Band has no field 'width'"),
+        (["Band"], "expected a part of a spec, got list"),
+    ],
+)
+def test_what_is_no_part_says_why(data: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        part_from_data(data)

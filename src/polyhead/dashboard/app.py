@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -33,13 +32,14 @@ MAX_JSON = 256 * 2**10
 MAX_ARRAYS = 8 * 2**20
 """Bytes of a file of arrays."""
 
+MAX_AT_ONCE = 4
+"""Requests that are answered at a time, however many processors there are: the largest takes 700 MB meanwhile."""
+
 MAX_WAITING = 64
 """Requests that may wait for their turn."""
 
 PATIENCE = 30
 """Seconds in which a request must have come whole."""
-
-_LOG = logging.getLogger("polyhead.dashboard")
 
 
 class BusyError(Exception):
@@ -47,7 +47,7 @@ class BusyError(Exception):
 
 
 class Turns:
-    """Threads for what takes time: as many as there are processors, and a queue that is not endless.
+    """Threads for what takes time: one for each processor, but for a few, and a queue that is not endless.
 
     Args:
         most_waiting: Requests that may wait for a thread.
@@ -57,7 +57,7 @@ class Turns:
     """
 
     def __init__(self, most_waiting: int) -> None:
-        count = os.cpu_count() or 1
+        count = min(os.cpu_count() or 1, MAX_AT_ONCE)
         self._most = most_waiting + count
         self.waiting = 0
         self._turn = anyio.Semaphore(count)

@@ -38,7 +38,7 @@ LARGEST = {
     "q_lora_rank": 16384,
     "num_buckets": 4096,
     "max_distance": 65536,
-    "per_query": 1024,
+    "per_query": 128,
     "seed": MAX_SEED,
 }
 """The largest whole number of a field; of others it is 2²⁰."""

@@ -11,6 +11,8 @@ from polyhead.dashboard.requests import ComposeRequest, ExplainRequest, Parts
 from polyhead.errors import MissingExtraError, SpecError, UnsupportedError, require_extra
 from polyhead.spec import (
     AttentionSpec,
+    Band,
+    Chunked,
     Grouped,
     LayerSpec,
     Linear,
@@ -28,8 +30,11 @@ from polyhead.spec.rules import Choices, refusal
 FORMATS = {"float64": "float32", "float32": "float32", "bfloat16": "bf16", "float16": "fp16"}
 """The format in which a cache is counted; float64 takes twice that."""
 
-MAX_COUNTED = 2**24
-"""Keys, of all queries and heads together, that are listed at most to count pairs that follow no formula."""
+MAX_ROWS = 2**18
+"""Queries, of all heads that differ, whose keys are listed at most to count pairs that follow no formula."""
+
+MAX_LISTED = 2**26
+"""Keys that these have at most."""
 
 UNKNOWN_DEGREE = 128
 """Keys for each query that are reckoned with where a pattern does not say how many there are."""
@@ -181,8 +186,9 @@ def _kept(spec: AttentionSpec, request: ComposeRequest, tokens: int) -> int:
 def _uncounted(spec: AttentionSpec, tokens: int) -> str | None:
     """Return why a pattern's pairs are not counted at a length: those that follow no formula are listed one by one."""
     pattern = spec.pattern
-    is_listed = pattern.per_head or (pattern.repeat is None and isinstance(spec.weighting, Softmax))
+    repeats = pattern.repeat is not None and pattern.is_causal and pattern.reach.left is not None
     rows = tokens * (spec.num_heads if pattern.per_head else 1)
-    if not is_listed or rows * (pattern.degree or UNKNOWN_DEGREE) <= MAX_COUNTED:
+    is_short = rows <= MAX_ROWS and rows * (pattern.degree or UNKNOWN_DEGREE) <= MAX_LISTED
+    if isinstance(pattern, Band | Chunked) or repeats or is_short:
         return None
     return f"the pairs of this pattern follow no formula, and listing those of {tokens:,} tokens takes too long here"

@@ -17,7 +17,7 @@ from polyhead.planner.fits import what_fits
 BLOCK = 64
 """Tokens in the blocks between which links are drawn at random."""
 
-MAX_RAGGED = 8192
+MAX_RAGGED = 4096
 """Tokens of a sequence at most whose links are counted token by token, since it is not made of whole blocks."""
 
 MAX_DRAWN = 2**18

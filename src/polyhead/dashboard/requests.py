@@ -93,7 +93,7 @@ class Settings(Request):
     window: Whole | None = None
     bigbird_radius: Whole | None = None
     bigbird_global: Whole | None = None
-    bigbird_random: Annotated[int, Meta(ge=0, le=512)] | None = None
+    bigbird_random: Annotated[int, Meta(ge=0, le=128)] | None = None
     bigbird_seed: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     tile: Whole | None = None
     lambda_init: Real | None = None

@@ -10,6 +10,9 @@ import uvicorn
 from polyhead.dashboard.answers import Dashboard
 from polyhead.dashboard.app import make_app
 
+MAX_CONNECTIONS = 256
+"""Connections at a time; whoever comes after is told to come again."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the server's socket, so that what is wrong with its address is known before anything else is done.
@@ -62,6 +65,7 @@ def serve(board: Dashboard, opened: socket.socket, host: str, *, ready: Callable
         server_header=False,
         proxy_headers=False,
         ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=2,
         timeout_keep_alive=30,
     )
