@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
@@ -12,6 +15,9 @@ from polyhead.dashboard.app import make_app
 
 MAX_CONNECTIONS = 256
 """Connections at a time; whoever comes after is told to come again."""
+
+LAST_SECONDS = 2.0
+"""Seconds that requests have to be answered when the server is told to stop."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,9 +72,28 @@ def serve(board: Dashboard, opened: socket.socket, host: str, *, ready: Callable
         proxy_headers=False,
         ws="none",
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=2,
         timeout_keep_alive=30,
     )
     board.model.start()
     ready()
-    uvicorn.Server(config).run(sockets=[opened])
+    _Server(config).run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    """A server that ends in seconds whatever is being computed: it writes nothing that could be left half-written."""
+
+    _end: threading.Timer | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._end is None:  # a thread that computes cannot be stopped, but with its process
+            self._end = threading.Timer(LAST_SECONDS, os._exit, [128 + sig])
+            self._end.daemon = True
+            self._end.start()
+        super().handle_exit(sig, frame)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            super().run(sockets)
+        finally:
+            if self._end is not None:
+                self._end.cancel()
