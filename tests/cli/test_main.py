@@ -197,6 +197,7 @@ def test_version_lists_the_extras_that_are_there(call: Polyhead, monkeypatch: py
         "  hf     no, accelerate is missing: pip install 'polyhead[hf]'",
         "  numba  no, numba is missing: pip install 'polyhead[numba]'",
         "  plot   matplotlib 3.10",
+        "  serve  no, starlette is missing: pip install 'polyhead[serve]'",
         "  bench  no, x-transformers is missing: pip install 'polyhead[bench]'",
     ]
 
