@@ -21,6 +21,7 @@ WITHOUT_EXTRAS = """
 import importlib.abc, sys
 
 EXTRAS = {"torch", "jaxtyping", "transformers", "matplotlib", "safetensors", "tokenizers", "gguf", "accelerate"}
+EXTRAS |= {"starlette", "uvicorn", "msgspec"}
 
 class NotInstalled(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -136,6 +137,8 @@ def test_compare_in_every_form(bare: dict[str, str], tmp_path: Path) -> None:
         (["compare", "--engine", "torch"], "torch", "torch"),
         (["compare", "--plot", "a.png"], "matplotlib", "plot"),
         (["compare", "--model", "{checkpoint}", "--text", "a"], "torch", "hf"),
+        (["serve"], "starlette", "serve"),
+        (["export", "page.html"], "starlette", "serve"),
     ],
 )
 def test_commands_that_need_one(
