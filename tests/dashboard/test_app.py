@@ -262,6 +262,21 @@ def _until_busy(client: TestClient) -> Any:
     return client.post("/api/v1/compare", json={})
 
 
+def test_bodies_are_read_no_further_than_the_queue_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "MAX_WAITING", 0)
+    monkeypatch.setattr(application.os, "cpu_count", lambda: 1)
+    client = questions(monkeypatch, lambda: {"schema": 1})
+
+    async def unread() -> Any:
+        raise AssertionError("a body was read")
+
+    turns = client.app.app.state.turns  # type: ignore[attr-defined]
+    with turns.queued():
+        status, _ = asyncio.run(asked(client.app, unread, JSON))  # type: ignore[arg-type]
+    assert status == 503
+    assert turns.waiting == 0
+
+
 def test_who_has_gone_before_his_turn_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     client = questions(monkeypatch, lambda: ran.append(1) or {"schema": 1})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import anyio
@@ -13,7 +14,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from polyhead import page
@@ -49,6 +50,8 @@ class BusyError(Exception):
 class Turns:
     """Threads for what takes time: one for each processor, but for a few, and a queue that is not endless.
 
+    A request is in the queue before its body is read, so that the bodies that are held are no more than the queue.
+
     Args:
         most_waiting: Requests that may wait for a thread.
 
@@ -63,6 +66,21 @@ class Turns:
         self._turn = anyio.Semaphore(count)
         self._threads = anyio.CapacityLimiter(count)
 
+    @contextlib.contextmanager
+    def queued(self) -> Iterator[None]:
+        """Be in the queue.
+
+        Raises:
+            BusyError: If too many are.
+        """
+        if self.waiting >= self._most:
+            raise BusyError
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
     async def take(self, request: Request, work: Callable[[], T]) -> T:
         """Do work in a thread, once it is its turn.
 
@@ -74,19 +92,12 @@ class Turns:
             What it returns.
 
         Raises:
-            BusyError: If too many are waiting.
             ClientDisconnect: If whoever asked has gone.
         """
-        if self.waiting >= self._most:
-            raise BusyError
-        self.waiting += 1
-        try:
-            async with self._turn:
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-                return await anyio.to_thread.run_sync(work, limiter=self._threads)
-        finally:
-            self.waiting -= 1
+        async with self._turn:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
 
 def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
@@ -99,11 +110,13 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
     Returns:
         An ASGI application.
     """
-    turns = Turns(MAX_WAITING)
+    turns, html = Turns(MAX_WAITING), page.html()
+    policy = {"content-security-policy": page_policy(html)}
+    description = msgspec.json.encode(openapi(ROOT))
     app = Starlette(
         routes=[
-            Route("/", functools.partial(_page, text=page.html())),
-            Route(f"{ROOT}/openapi.json", functools.partial(_description, text=msgspec.json.encode(openapi(ROOT)))),
+            Route("/", _fixed(html, HTML, policy)),
+            Route(f"{ROOT}/openapi.json", _fixed(description, JSON)),
             *(
                 Route(f"{ROOT}/{one.path}", _endpoint(one, board, turns), methods=["POST" if one.request else "GET"])
                 for one in EVERY
@@ -124,29 +137,30 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
     return Guard(app, hosts)  # around all of it, so that an error of the server's own is guarded too
 
 
-async def _page(request: Request, text: str) -> Response:
-    return HTMLResponse(text, headers={"content-security-policy": page_policy(text)})
+def _fixed(content: str | bytes, kind: str, headers: dict[str, str] | None = None) -> Callable[[Request], Any]:
+    """Return what answers every request with the same."""
 
+    async def endpoint(request: Request) -> Response:
+        return Response(content, headers=headers, media_type=kind)
 
-async def _description(request: Request, text: bytes) -> Response:
-    return Response(text, media_type=JSON)
+    return endpoint
 
 
 def _endpoint(question: Question, board: Dashboard, turns: Turns) -> Callable[[Request], Any]:
     """Return what handles requests of one question."""
 
     async def endpoint(request: Request) -> Response:
-        body = await _body(request, question) if question.request else b""
-
-        def work() -> Response:
-            return _response(question, question.answer(board, decoded(question, body)))
-
-        return work() if question.is_quick else await turns.take(request, work)
+        if question.is_quick:
+            return _answered(question, board, b"")
+        with turns.queued():
+            body = await _body(request, question) if question.request else b""
+            return await turns.take(request, functools.partial(_answered, question, board, body))
 
     return endpoint
 
 
-def _response(question: Question, answer: Any) -> Response:
+def _answered(question: Question, board: Dashboard, body: bytes) -> Response:
+    answer = question.answer(board, decoded(question, body))
     content = answer if isinstance(answer, bytes | str) else msgspec.json.encode(answer)
     headers = {"content-disposition": 'attachment; filename="polyhead.html"'} if question.gives == HTML else None
     return Response(content, headers=headers, media_type=question.gives)
@@ -161,16 +175,16 @@ async def _body(request: Request, question: Question) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
-    parts: list[bytes] = []
+    body = bytearray()
     try:
         with anyio.fail_after(PATIENCE):
             async for part in request.stream():
-                parts.append(part)
-                if sum(map(len, parts)) > most:
+                body += part
+                if len(body) > most:
                     raise _too_large(most)
     except TimeoutError:
-        raise HTTPException(408, f"the request did not come within {PATIENCE} seconds") from None
-    return b"".join(parts)
+        raise HTTPException(408, f"the request did not come within {PATIENCE} seconds; send it at once") from None
+    return bytes(body)
 
 
 def _too_large(most: int) -> HTTPException:
@@ -180,16 +194,17 @@ def _too_large(most: int) -> HTTPException:
 # --- errors ---------------------------------------------------------------------------------------
 
 
+_STATUS: dict[type[Exception], int] = {
+    NotJsonError: 400,
+    UnknownNameError: 404,
+    CheckpointError: 409,
+    MissingExtraError: 424,
+}
+"""What is not 422."""
+
+
 async def _refused(request: Request, error: Exception) -> Response:
-    status = 422
-    if isinstance(error, NotJsonError):
-        status = 400
-    elif isinstance(error, UnknownNameError):
-        status = 404
-    elif isinstance(error, MissingExtraError):
-        status = 424
-    elif isinstance(error, CheckpointError):
-        status = 409
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
     return error_response(status, type(error).__name__, str(error))
 
 

@@ -29,6 +29,7 @@ from polyhead.spec import (
     SlidingWindow,
     Softmax,
 )
+from polyhead.spec.composed import parts_of
 
 MODEL, DEVICE, CONTEXT = "llama-3-8b", "a100-80", 262_144
 """What exercise 3 is about: a model whose attention is chosen anew, a single GPU of 80 GB, and 256K tokens."""
@@ -169,12 +170,10 @@ def _combination() -> dict[str, Any]:
     found = rows.pop("all three")
     return {
         "token": EXAMPLE.tokens.index(EXAMPLE.token),
-        "spec": {name: part for name, part in spec.to_data().items() if name != "type"},
+        "spec": parts_of(spec),
         "row": _numbers(found),
         "alone": {name: _numbers(row) for name, row in alone.items()},
-        "distances": {
-            name: round(float(np.linalg.norm(row.output - found.output)), DIGITS) for name, row in alone.items()
-        },
+        "distances": {name: _distance(row, found) for name, row in alone.items()},
         "without": {name: _numbers(row) for name, row in rows.items()},
     }
 

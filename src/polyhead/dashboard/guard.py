@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from starlette._utils import parse_host_header
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -20,6 +19,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 """Names of the machine itself."""
+
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d+)?")
+"""A host's name, and its port."""
 
 _SCRIPT = re.compile(r"<script\b[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
 
@@ -78,11 +80,12 @@ class Guard:
         await error_response(status, "RefusedError", message)(scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers, method: str, path: str) -> tuple[int, str] | None:
-        host = parse_host_header(headers.get("host"))
-        if len(headers.getlist("host")) != 1 or host is None or host.host.lower() not in self.hosts:
+        named = headers.getlist("host")
+        host = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+        if host is None or host[1].lower() not in self.hosts:
             return 421, f"the request is for another host than {', '.join(sorted(self.hosts))}; use one of these"
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if origin is not None and origin.lower() != f"http://{headers['host'].lower()}":
+        if origin is not None and origin.lower() != f"http://{named[0].lower()}":
             return 403, "the request comes from another site's page, which may not ask here"
         is_visit = method == "GET" and path == "/"  # a link on another page may lead to this one
         if not is_visit and site not in (None, "same-origin", "none"):
