@@ -98,8 +98,14 @@ export function apart(wanted: number[], heights: number[], top: number, bottom: 
 
 type Pair = [number, number];
 
-/** A scale of logarithms: equal ratios are equal distances. */
-export function logScale([low, high]: Pair, [from, to]: Pair) {
-  const pixels = (to - from) / Math.log(high / low);
-  return Object.assign((value: number) => from + Math.log(value / low) * pixels, { domain: () => [low, high] });
+/** A scale on which equal differences are equal distances. */
+export function linearScale(domain: Pair, [from, to]: Pair) {
+  const [low, high] = domain;
+  return Object.assign((value: number) => from + ((value - low) / (high - low)) * (to - from), { domain });
+}
+
+/** A scale on which equal ratios are equal distances. */
+export function logScale(domain: Pair, range: Pair) {
+  const linear = linearScale([Math.log(domain[0]), Math.log(domain[1])], range);
+  return Object.assign((value: number) => linear(Math.log(value)), { domain });
 }

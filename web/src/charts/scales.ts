@@ -1,41 +1,39 @@
 // Colours and numbers, the same in every chart.
-import { format } from "d3-format";
-import { scaleLinear } from "d3-scale";
 
-export const four = (value: number) => format(".4f")(value).replace("−0.0000", "0.0000").replace("−", "-");
-export const three = (value: number) => format(".3f")(value).replace("−0.000", "0.000").replace("−", "-");
+/** A number with so many digits after the point, and no zero below zero. */
+const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "");
+export const four = (value: number) => fixed(value, 4);
+export const three = (value: number) => fixed(value, 3);
 
 /** A weight as it stands on a bar: without the zero that all of them share. */
 export const short = (value: number) => three(value).replace(/^(-?)0\./, "$1.");
 
-// Cividis (Nuñez, Anderton and Renslow 2018), which colour-blind eyes read alike; d3's own module brings all scales.
-const steps = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
-const cividis = scaleLinear<string>()
-  .domain(steps.map((_, index) => index / (steps.length - 1)))
-  .range(steps)
-  .clamp(true);
+// Cividis (Nuñez, Anderton and Renslow 2018), which colour-blind eyes read alike.
+const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
+const [BLUE, ORANGE] = ["#2f6db3", "#d9772b"];
+
+/** The colour at a share of the way along some colours. */
+function between(stops: string[], share: number): string {
+  const at = Math.min(1, Math.max(0, share || 0)) * (stops.length - 1);
+  const first = Math.min(Math.floor(at), stops.length - 2);
+  const [one, other] = stops.slice(first, first + 2).map((stop) => [1, 3, 5].map((start) => parseInt(stop.slice(start, start + 2), 16)));
+  return `rgb(${one.map((part, index) => Math.round(part + (other[index] - part) * (at - first)))})`;
+}
 
 /** Weights: by their square root, so that small ones can be told apart. */
 export function weightColour(weight: number, largest: number): string {
-  return cividis(Math.sqrt(Math.max(0, weight) / Math.max(largest, 1e-12)));
+  return between(CIVIDIS, Math.sqrt(Math.max(0, weight) / Math.max(largest, 1e-12)));
 }
-
-const blue = "#2f6db3";
-const orange = "#d9772b";
 
 /** Signed numbers: blue below zero, orange above, the page's own neutral between. */
 export function signedColour(value: number, bound: number, neutral: string): string {
-  const scale = scaleLinear<string>().domain([-bound, 0, bound]).range([blue, neutral, orange]).clamp(true);
-  return scale(bound > 0 ? value : 0);
+  return between([BLUE, neutral, ORANGE], bound > 0 ? (value / bound + 1) / 2 : 0.5);
 }
 
 /** The ink that can be read on a colour. */
 export function inkOn(colour: string): string {
-  const [red, green, blue] = colour.startsWith("#")
-    ? [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16))
-    : colour.match(/[\d.]+/g)!.map(Number);
-  const linear = [red, green, blue].map((part) => {
-    const share = part / 255;
+  const linear = colour.match(/\d+/g)!.map((part) => {
+    const share = Number(part) / 255;
     return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
   });
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#14171c" : "#ffffff";
