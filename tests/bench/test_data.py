@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
+import polyhead as ph
 from polyhead.bench.ceilings import Ceilings
 from polyhead.bench.data import derived, to_page
 from polyhead.bench.records import Outcome, Record, Row
@@ -15,6 +17,9 @@ from polyhead.bench.timer import Turns
 
 MET = Outcome(against="sdpa", limit=0.75, reached=0.5)
 SQUARE = {"16": (2.0,) * 5, "32": (8.0,) * 5, "64": (32.0,) * 5}
+
+
+WIDTHS = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 0, "v_head_dim": 16}
 
 
 def row(*, seconds: Mapping[str, tuple[float, ...]] | None = None, **more: object) -> Row:
@@ -28,6 +33,36 @@ TIMED = row(
     targets=(MET,),
     titles={"sdpa": "PyTorch's SDPA"},
 )
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes"),
+    [
+        ({}, "nothing"),
+        ({"pattern": ph.Causal(), "position": ph.Rotary()}, "nothing"),
+        ({"storage": ph.Grouped(num_heads=8, num_kv_heads=2, head_dim=64)}, "storage"),
+        (
+            {
+                "storage": ph.Latent(
+                    num_heads=8, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=0, v_head_dim=16
+                )
+            },
+            "storage",
+        ),
+        ({"position": ph.Alibi()}, "position"),
+        ({"pattern": ph.SlidingWindow.causal(512), "position": ph.Rotary()}, "pattern"),
+        ({"weighting": ph.Linear(), "pattern": ph.Causal()}, "weighting"),
+    ],
+)
+def test_a_row_says_which_choice_it_is_about(parts: dict[str, Any], changes: str) -> None:
+    spec = ph.AttentionSpec(**{"storage": ph.Grouped(num_heads=8, head_dim=64), **parts})
+    layer = ph.LayerSpec(attention=spec, embed_dim=512)
+    assert [derived(row(spec=json.loads(one.to_json())))["changes"] for one in (spec, layer)] == [changes, changes]
+
+
+@pytest.mark.parametrize("spec", [{}, {"type": "Softmax"}, {"type": "NewSpec"}])
+def test_a_row_whose_spec_is_none_is_about_nothing(spec: dict[str, Any]) -> None:
+    assert derived(row(spec=spec))["changes"] == "nothing"
 
 
 def test_medians_and_ratios_are_those_of_the_turns_that_count() -> None:

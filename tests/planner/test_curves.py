@@ -22,6 +22,8 @@ def test_lines_go_through_what_the_plan_says(llama: ph.Plan) -> None:
     for curve, stack in zip(found["curves"], drawn(llama), strict=True):
         at = curve["lengths"].index(20_000)
         assert curve["bytes"][at] == stack.memory.cache.ideal, stack.name
+    assert found["drawn"] == [stack.name for stack in drawn(llama)]
+    assert found["ranked"][:4] == [stack.name for stack in llama.ranked(4)]
     assert found["capacity"] == 80 * 2**30
     assert llama.own is not None
     assert found["room"] == found["capacity"] - llama.own.memory.weights - llama.own.memory.temporary
@@ -70,4 +72,4 @@ def test_what_keeps_no_cache_has_no_line(task: str) -> None:
 
 def test_of_what_can_do_nothing_there_is_nothing() -> None:
     found = curves(ph.plan("llama-3-8b", context=1000, device="l4", task="translate"))
-    assert found == {"curves": [], "capacity": ph.device("l4").memory, "room": None}
+    assert found == {"drawn": [], "ranked": [], "curves": [], "capacity": ph.device("l4").memory, "room": None}

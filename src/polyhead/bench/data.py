@@ -6,10 +6,14 @@ import dataclasses
 import math
 import re
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from polyhead.bench.records import HEADER, OURS, Outcome, Record, Row
 from polyhead.bench.timer import Turns, quartiles
+from polyhead.errors import SpecError
+from polyhead.spec import AttentionSpec, Causal, Full, Grouped, LayerSpec, NoPosition, Rotary, Softmax
+from polyhead.spec.attention import part_from_data
 
 _MISSED = re.compile(r"not (?:run at|timed from) (\d+) keys")
 """How a note begins that says why a length was not timed."""
@@ -32,14 +36,33 @@ def to_page(record: Record) -> dict[str, Any]:
 
 
 def derived(row: Row) -> dict[str, Any]:
-    """Return the figures that follow from a row's turns."""
+    """Return which choice a row is about, and the figures that follow from its turns."""
     return {
+        "changes": _changes(row.spec),
         "contenders": {} if row.turns is None else _contenders(row.turns),
         "is_quiet": None if row.turns is None else row.turns.quiet,
         "growth": _growth(row),
         "missed": [{"length": int(found[1]), "why": note} for note in row.notes if (found := _MISSED.match(note))],
         "targets": [_target(row, target) for target in row.targets],
     }
+
+
+def _changes(data: Mapping[str, Any]) -> str:
+    """Return which choice a case is about: the one in which its spec, where that can be read, is no plain attention."""
+    try:
+        found = part_from_data({name: part for name, part in data.items() if name != "schema"})
+    except SpecError:
+        found = None
+    spec = found.attention if isinstance(found, LayerSpec) else found
+    if not isinstance(spec, AttentionSpec):
+        return "nothing"
+    is_plain = {
+        "weighting": isinstance(spec.weighting, Softmax),
+        "pattern": spec.pattern in (Full(), Causal()),
+        "position": isinstance(spec.position, NoPosition | Rotary),
+        "storage": isinstance(spec.storage, Grouped) and spec.storage.kv_heads == spec.storage.num_heads,
+    }
+    return next((choice for choice, plain in is_plain.items() if not plain), "nothing")
 
 
 def _contenders(turns: Turns) -> dict[str, dict[str, Any]]:

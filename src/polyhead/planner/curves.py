@@ -18,20 +18,24 @@ WITHOUT_CACHE = {"encode", "train"}
 
 
 def curves(plan: Plan) -> dict[str, Any]:
-    """Return how the caches of a plan's stacks grow, and what there is for them, as JSON-ready data.
+    """Return which of a plan's stacks are shown, how their caches grow, and what there is for them, as JSON-ready data.
 
     Args:
         plan: The plan.
 
     Returns:
-        ``curves``, for each stack that `drawn` chooses its ``name``, ``lengths`` in tokens of a sequence and ``bytes``
-        on each device for the batch that was asked, what must be kept (none where a task keeps no cache); ``capacity``,
-        the bytes of each device; and ``room``, what the weights and the largest tensor of the model's own stack leave
-        of that, or None where it has no stack that can do the task.
+        ``drawn``, the names of the stacks that a picture shows; ``ranked``, the names of those that fit, best first, of
+        those that differ in position alone the first; ``curves``, for each stack that is drawn its ``name``,
+        ``lengths`` in tokens of a sequence and ``bytes`` on each device for the batch that was asked, what must be kept
+        (none where a task keeps no cache); ``capacity``, the bytes of each device; and ``room``, what the weights and
+        the largest tensor of the model's own stack leave of that, or None where it has no stack that can do the task.
     """
-    stacks = [] if plan.load.task.name in WITHOUT_CACHE else drawn(plan)
+    shown = drawn(plan)
+    stacks = [] if plan.load.task.name in WITHOUT_CACHE else shown
     lengths = lengths_of(plan)
     return {
+        "drawn": [stack.name for stack in shown],
+        "ranked": [stack.name for stack in plan.ranked(len(plan.stacks))],
         "curves": [
             {"name": stack.name, "lengths": lengths, "bytes": [_kept(plan, stack, length) for length in lengths]}
             for stack in stacks

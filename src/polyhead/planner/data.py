@@ -52,6 +52,7 @@ def stack_data(stack: Stack) -> dict[str, Any]:
     return {
         "name": stack.name,
         "kinds": stack.variant.kinds,
+        "names": stack.variant.names,
         "changed": list(stack.variant.changed),
         "layers": _layers(stack.variant.model.layers),
         "encoder_layers": _layers(stack.variant.model.encoder_layers),
@@ -86,6 +87,7 @@ def fits_data(asked: str, fits: Sequence[Fit]) -> dict[str, Any]:
     rows = [
         {
             "name": fit.variant.name,
+            "names": fit.variant.names,
             "changed": list(fit.variant.changed),
             "largest": fit.largest,
             "is_bounded": fit.is_bounded,

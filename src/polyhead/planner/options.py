@@ -91,9 +91,14 @@ class Variant:
         return kinds(self.model)
 
     @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """What stands in each of the four places, to read."""
+        return _named(self.model, self.kinds)
+
+    @property
     def name(self) -> str:
         """The four, to read."""
-        return " + ".join(_named(self.model, self.kinds))
+        return " + ".join(self.names.values())
 
 
 def reference(model: Model) -> Model:
@@ -223,7 +228,7 @@ def _pattern_kind(patterns: list[Pattern]) -> str:
     return "bigbird" if patterns[0].per_head else "other"
 
 
-def _named(model: Model, own: dict[str, str]) -> list[str]:
+def _named(model: Model, own: dict[str, str]) -> dict[str, str]:
     spec = model.layers[0].attention
     names = {choice: NAMES[choice, kind] for choice, kind in own.items()}
     if own["storage"] == "gqa":
@@ -236,7 +241,7 @@ def _named(model: Model, own: dict[str, str]) -> list[str]:
         names["pattern"] += f" of {max(map(_size, patterns)):,}"
     if isinstance(spec.weighting, Softmax) and spec.weighting.sink:
         names["weighting"] += " with sinks"
-    return list(names.values())
+    return names
 
 
 def _size(pattern: Pattern) -> int:

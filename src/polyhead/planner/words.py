@@ -207,8 +207,7 @@ def _devices(plan: Plan) -> Iterator[str]:
 
 def _change(plan: Plan, stack: Stack, choice: str) -> str:
     kind = stack.variant.kinds[choice]
-    named = stack.name.split(" + ")
-    title = NAMES[choice, kind] if choice != "storage" else _storage(stack, named)
+    title = stack.variant.names[choice] if choice == "storage" else NAMES[choice, kind]
     buys = (
         f"takes {_gib(stack.memory.total)}, {_gib(stack.over)} too much"
         if stack.over
@@ -221,11 +220,6 @@ def _change(plan: Plan, stack: Stack, choice: str) -> str:
     how += f", though there is a recipe: {recipe}" if recipe and choice == "storage" and kind == "mla" else ""
     parts = [buys, _quality(stack, choice, kind), f"{taken}{how}" if taken else ""]
     return f"{title} ({choice}): {'; '.join(part for part in parts if part)}."
-
-
-def _storage(stack: Stack, named: list[str]) -> str:
-    latent = isinstance(stack.variant.model.layers[0].attention.storage, Latent)
-    return " + ".join(named[:2]) if latent and named[1].isdecimal() else named[0]
 
 
 def _quality(stack: Stack, choice: str, kind: str) -> str:

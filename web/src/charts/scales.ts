@@ -1,4 +1,5 @@
 // Colours and numbers, the same in every chart.
+import { theme } from "../data/theme.svelte";
 
 /** A number with so many digits after the point, and no zero below zero. */
 const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "");
@@ -26,8 +27,8 @@ export function weightColour(weight: number, largest: number): string {
 }
 
 /** Signed numbers: blue below zero, orange above, the page's own neutral between. */
-export function signedColour(value: number, bound: number, neutral: string): string {
-  return between([BLUE, neutral, ORANGE], bound > 0 ? (value / bound + 1) / 2 : 0.5);
+export function signedColour(value: number, bound: number): string {
+  return between([BLUE, theme.neutral, ORANGE], bound > 0 ? (value / bound + 1) / 2 : 0.5);
 }
 
 /** The ink that can be read on a colour. */

@@ -11,10 +11,14 @@ export interface Evidence {
   loss: number | null;
 }
 
-export interface Stack {
+/** What stands in the four places, to read, and which of them the model has otherwise. */
+export interface Named {
   name: string;
-  kinds: Record<string, string>;
+  names: Partial<Record<Changes, string>>;
   changed: Changes[];
+}
+
+export interface Stack extends Named {
   batch: number;
   memory_bytes: {
     weights: number;
@@ -52,6 +56,9 @@ export interface Plan {
   refused: Record<string, string>;
   sentences: string[];
   changes: string[];
+  /** The stacks that charts show, and those that fit, best first, one of those that differ in position alone. */
+  drawn: string[];
+  ranked: string[];
   curves: { name: string; lengths: number[]; bytes: number[] }[];
   /** Bytes that each device has, and what of that the model's own weights leave. */
   capacity: number;
@@ -60,40 +67,19 @@ export interface Plan {
 
 export interface Fits {
   what_fits: "context" | "batch";
-  stacks: {
-    name: string;
-    changed: Changes[];
+  stacks: (Named & {
     largest: number;
     is_bounded: boolean;
     total_bytes: number | null;
     cache_bytes: number | null;
     refused: string | null;
     trained_on: number | null;
-  }[];
+  })[];
 }
 
-export type Named = Pick<Stack, "name" | "changed">;
-
-const MOST = 12;
-const PLUS = " + ";
-
-/** The best that fit, of those that differ in position alone the first: position moves few bytes. */
-export function ranked(plan: Plan, count: number): Stack[] {
-  const seen = new Map<string, Stack>();
-  for (const stack of plan.stacks) {
-    const { position: _, ...kinds } = stack.kinds;
-    const key = Object.values(kinds).join();
-    if (!seen.has(key)) seen.set(key, stack);
-  }
-  return [...seen.values()].slice(0, count);
-}
-
-/** The stacks that charts show: the model's own, those ranked first, and those with one choice changed but for position. */
-export function drawn(plan: Plan): Stack[] {
-  const single = [...plan.stacks, ...plan.dropped].filter(({ changed }) => changed.length === 1 && changed[0] !== "position");
-  const every = [...(plan.own ? [plan.own] : []), ...ranked(plan, 4), ...single, ...plan.dropped];
-  return [...new Map(every.map((stack) => [stack.name, stack])).values()].slice(0, MOST);
-}
+/** A plan's stacks by their names. */
+export const stacksOf = (plan: Plan) =>
+  new Map([...plan.stacks, ...plan.dropped, ...(plan.own ? [plan.own] : [])].map((stack) => [stack.name, stack]));
 
 /** Own is ink; one changed choice has its hue; more than one is grey. */
 export function hueOfStack(changed: Changes[]): string {
@@ -101,24 +87,19 @@ export function hueOfStack(changed: Changes[]): string {
   return changed.length === 1 ? hueOf(changed[0]) : "hue-none";
 }
 
-/** A name's four parts by the choice that each is; of a latent the first has a plus in it. */
-function partsOf(name: string): Map<Changes, string> {
-  const parts = name.split(PLUS);
-  return new Map(choices.map(({ name: choice }, index) => [choice, index ? parts[parts.length - 4 + index] : parts.slice(0, -3).join(PLUS)]));
-}
-
 /** A stack's name, each part that is not the model's own in the hue of the choice that changed. */
 export function named(stack: Named, own: Named | null, { short = false } = {}): Piece[] {
-  const before = own ? partsOf(own.name) : null;
   const isOwn = !stack.changed.length;
-  const isSame = (choice: Changes, part: string) => !isOwn && (before ? before.get(choice) === part : !stack.changed.includes(choice));
-  const parts = [...partsOf(stack.name)].filter(([choice, part]) => !short || !isSame(choice, part));
-  return parts.map(([choice, part], index) => ({
-    text: `${index ? PLUS : ""}${part}`,
-    ...(isSame(choice, part)
-      ? { hue: "soft" }
-      : { hue: stack.changed.includes(choice) ? hueOf(choice) : hueOfStack(stack.changed.slice(0, 1)), strong: isOwn || !short }),
-  }));
+  const isSame = (choice: Changes, part?: string) => !isOwn && (own ? own.names[choice] === part : !stack.changed.includes(choice));
+  const parts = choices.map(({ name }) => ({ choice: name, part: stack.names[name], soft: isSame(name, stack.names[name]) }));
+  return parts
+    .filter(({ soft }) => !short || !soft)
+    .map(({ choice, part, soft }, index) => ({
+      text: `${index ? " + " : ""}${part}`,
+      ...(soft
+        ? { hue: "soft" }
+        : { hue: stack.changed.includes(choice) ? hueOf(choice) : hueOfStack(stack.changed.slice(0, 1)), strong: isOwn || !short }),
+    }));
 }
 
 /** What was measured of each choice's quality, as its source printed it. */

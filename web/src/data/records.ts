@@ -1,5 +1,5 @@
 // The answer `records`: what was measured, with the figures that the library derived from it.
-import { hueOf } from "./catalogue";
+import type { Changes } from "./types";
 
 /** Lower quartile, median, upper quartile. */
 export type Quartiles = [number, number, number];
@@ -29,7 +29,6 @@ export interface Row {
   q_len: number;
   kv_len: number;
   kernel: string;
-  spec: Spec;
   command: string;
   titles: Record<string, string>;
   left_out: Record<string, string>;
@@ -39,6 +38,8 @@ export interface Row {
   memory_keys: number;
   notes: string[];
   derived: {
+    /** Which choice it is about. */
+    changes: Changes;
     contenders: Record<string, { seconds: Quartiles; ratio: Quartiles | null; turns: number }>;
     is_quiet: boolean | null;
     growth: Growth | null;
@@ -61,25 +62,7 @@ export interface Records {
   records: { name: string; record: BenchRecord }[];
 }
 
-interface Spec {
-  attention?: Spec;
-  storage?: { type: string; num_heads?: number; num_kv_heads?: number };
-  position?: { type: string };
-  pattern?: { type: string; left?: number | null };
-  weighting?: { type: string };
-}
-
 export const OURS = "ours";
-
-/** The hue of what a case's spec has that plain attention has not. */
-export function hueOfSpec(spec: Spec): string {
-  const { storage, position, pattern, weighting } = spec.attention ?? spec;
-  if (weighting && weighting.type !== "Softmax") return hueOf("weighting");
-  if (pattern && (pattern.type !== "Band" || (pattern.left ?? null) !== null)) return hueOf("pattern");
-  if (position && !["NoPosition", "Rotary"].includes(position.type)) return hueOf("position");
-  if (storage && (storage.type !== "Grouped" || storage.num_heads !== storage.num_kv_heads)) return hueOf("storage");
-  return "hue-none";
-}
 
 /** Whether a row's targets were met: null where it has none, or none was measured. */
 export function met(row: Row): boolean | null {
