@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polyhead.catalog import TEXTBOOK, mechanisms
+from polyhead.catalog import TEXTBOOK, mechanism, mechanisms
 from polyhead.catalog.controls import settings_from
 from polyhead.compare import AttentionComparison
 from tests.hf.conftest import TEXT
@@ -119,6 +120,37 @@ def test_a_link_that_means_nothing_shows_the_beginning(visit: Visit, fragment: s
     page.wait_for_selector("article[data-mechanism=mla]")
     assert page.locator("article[data-mechanism]").count() == 15
     assert page.locator("[role=alert]").count() == (1 if fragment.startswith("#2") else 0)
+
+
+@pytest.mark.parametrize("name", ["mla", "alibi", "bigbird", "linear"])
+def test_a_link_shows_again_what_was_composed(visit: Visit, name: str) -> None:
+    page = visit("#1?screen=compose")
+    page.get_by_role("button", name=name, exact=True).click()
+    spec = repr(mechanism(name).spec)
+    page.get_by_text(spec, exact=True).first.wait_for()
+    again = visit(page.evaluate("location.hash"))
+    again.get_by_text(spec, exact=True).first.wait_for()
+
+
+@pytest.mark.parametrize("spec", ["5", "{}", '{"pattern":{"type":"AllOf","parts":5}}'])
+def test_a_link_to_what_is_no_spec_shows_the_first(visit: Visit, spec: str) -> None:
+    page = visit(f"#1?screen=compose&compose.spec={spec}")
+    page.get_by_text(re.compile(r"Legal\.\s*GQA-8 \+ RoPE \+ causal \+ softmax")).wait_for()
+
+
+def test_a_setting_that_a_mechanism_cannot_take_is_told(visit: Visit) -> None:
+    page = visit("#1?matrix.settings.num_groups=3")
+    page.locator("article[data-mechanism=gqa] [role=alert]", has_text="3").wait_for()
+
+
+def test_a_control_that_moves_fast_ends_where_it_stops(visit: Visit) -> None:
+    page = visit()
+    slider = page.locator("#differential-lambda_init")
+    for _ in range(12):
+        slider.press("ArrowLeft", delay=0)
+    value = float(slider.input_value())
+    wanted = expected_outputs(AttentionComparison(settings=settings_from({"lambda_init": value}, TEXTBOOK)), 1)
+    assert settled(page, READ_OUTPUTS, wanted) == wanted
 
 
 def test_a_sentence_through_a_model(visit: Visit, tiny_model: Path) -> None:

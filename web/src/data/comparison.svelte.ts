@@ -1,6 +1,6 @@
 // The fifteen on the chosen input: one answer for the input, and one for each mechanism whose controls were moved.
 import { askBytes, isRecorded, recorded, ask, canonical, Refusal } from "./ask";
-import { readMatrix } from "./matrix";
+import { readMatrix, readRow } from "./matrix";
 import { page } from "./state.svelte";
 import type { Matrix, ModelStatus, Row, Settings } from "./types";
 
@@ -11,15 +11,25 @@ interface Body {
   mechanisms?: string[];
 }
 
+/** A mechanism with settings of its own: what was asked last, and the row of it once that is there. */
+interface Moved {
+  body: Body;
+  row: Row | null;
+  problem: string;
+}
+
 class Comparison {
   matrix: Matrix | null = $state.raw(null);
-  moved: Record<string, { body: Body; row: Row | null; problem: string }> = $state.raw({});
+  moved: Record<string, Moved> = $state.raw({});
   problem = $state("");
   busy = $state(false);
   /** The key token that is pointed at, in whichever chart; -1: none. */
   pointed = $state(-1);
   model: ModelStatus | null = $state.raw(null);
   #asked = "";
+  /** Where the matrix is of; while another is asked for, rows are still of this one. */
+  #source: unknown;
+  #following = new Set<string>();
 
   /** Every row, the moved ones in place of those that the input came with. */
   rows = $derived(this.matrix?.rows.map((row) => this.moved[row.name]?.row ?? row) ?? []);
@@ -37,8 +47,7 @@ class Comparison {
     try {
       const matrix = readMatrix(await askBytes("matrix", body));
       if (key !== this.#asked) return;
-      this.matrix = matrix;
-      this.moved = {};
+      [this.matrix, this.moved, this.#source] = [matrix, {}, body.source];
       this.problem = "";
     } catch (error) {
       if (key !== this.#asked) return;
@@ -49,28 +58,37 @@ class Comparison {
   }
 
   /** Asks for each mechanism whose own settings are not those that its row was computed with. */
-  async move(source: unknown, settings: Settings): Promise<void> {
+  move(settings: Settings): void {
     for (const row of this.matrix?.rows ?? []) {
       const own = row.controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]);
       const before = this.moved[row.name]?.body.settings ?? {};
       if (canonical(Object.fromEntries(own)) === canonical(before)) continue;
-      if (!own.length) this.#keep(row.name, null);
-      else void this.#move(row, { source, settings: Object.fromEntries(own), mechanisms: [row.name], specs: {} });
+      const body = { source: this.#source, settings: Object.fromEntries(own), mechanisms: [row.name], specs: {} };
+      this.#keep(row.name, own.length ? { body, row: this.moved[row.name]?.row ?? null, problem: "" } : null);
+      void this.#follow(row.name);
     }
   }
 
-  async #move(row: Row, body: Body): Promise<void> {
-    this.#keep(row.name, { body, row: this.moved[row.name]?.row ?? null, problem: "" });
-    const isLast = () => this.moved[row.name]?.body === body;
-    try {
-      const [moved] = readMatrix(await askBytes("matrix", body)).rows;
-      if (isLast()) this.#keep(row.name, { body, row: moved, problem: "" });
-    } catch (error) {
-      if (isLast()) this.#keep(row.name, { body, row: null, problem: (error as Error).message });
+  /** Asks for a mechanism's row until it is of what was wanted last: one at a time, however fast a control moves. */
+  async #follow(name: string): Promise<void> {
+    if (this.#following.has(name)) return;
+    this.#following.add(name);
+    const wanted = () => this.moved[name]?.body;
+    for (let body = wanted(); body; body = wanted()) {
+      let [row, problem]: [Row | null, string] = [null, ""];
+      try {
+        row = readRow(await askBytes("matrix", body));
+      } catch (error) {
+        problem = (error as Error).message;
+      }
+      if (wanted() !== body) continue;
+      this.#keep(name, { body, row, problem });
+      break;
     }
+    this.#following.delete(name);
   }
 
-  #keep(name: string, moved: { body: Body; row: Row | null; problem: string } | null): void {
+  #keep(name: string, moved: Moved | null): void {
     const { [name]: _, ...rest } = this.moved;
     this.moved = moved === null ? rest : { ...rest, [name]: moved };
   }

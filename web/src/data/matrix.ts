@@ -33,6 +33,13 @@ export function readMatrix(buffer: ArrayBuffer): Matrix {
   };
 }
 
+/** The one row that was asked for; raises where the input cannot take it. */
+export function readRow(buffer: ArrayBuffer): Row {
+  const { rows, absent } = readMatrix(buffer);
+  if (!rows.length) throw new Error(Object.values(absent)[0]);
+  return rows[0];
+}
+
 export const weightsOf = (row: Row, token: number) => row.weights.subarray(token * row.keys, (token + 1) * row.keys);
 
 export const outputOf = (row: Row, token: number) => row.output.subarray(token * row.width, (token + 1) * row.width);

@@ -1,5 +1,5 @@
 // All that a link can carry, and how a link spells it: what differs from the page's beginning.
-import { catalogue, mechanismOf } from "./catalogue";
+import { catalogue, choices, mechanismOf } from "./catalogue";
 import { recorded } from "./ask";
 import type { Settings, Source } from "./types";
 
@@ -46,6 +46,7 @@ export interface State {
 }
 
 const VERSION = "1";
+/** What is spelled as a whole, since its members are not those of the beginning. */
 const LEAVES = new Set(["matrix.specs", "compose.spec"]);
 
 const beginning: State = {
@@ -121,6 +122,7 @@ function put(into: unknown, path: string[], value: unknown): void {
 /** What a link cannot mean is as at the beginning. */
 function mended(of: State): State {
   mend(of as unknown as Record<string, unknown>, defaults as unknown as Record<string, unknown>);
+  if (!choices.every(({ name }) => isPart(of.compose.spec[name]))) of.compose.spec = structuredClone(defaults.compose.spec);
   if (!screens.includes(of.screen)) of.screen = defaults.screen;
   if (!Number.isInteger(of.token)) of.token = defaults.token;
   if (!mechanismOf(of.mechanism)) of.mechanism = defaults.mechanism;
@@ -128,12 +130,18 @@ function mended(of: State): State {
 }
 
 /** Puts back whatever is of another kind than at the beginning; what is nothing there may be anything. */
-function mend(of: Record<string, unknown>, like: Record<string, unknown>): void {
+function mend(of: Record<string, unknown>, like: Record<string, unknown>, above = ""): void {
   for (const [name, value] of Object.entries(like)) {
     if (value === null) continue;
     if (kindOf(of[name]) !== kindOf(value)) of[name] = structuredClone(value);
-    else if (isPlain(value)) mend(of[name] as Record<string, unknown>, value);
+    else if (isPlain(value) && !LEAVES.has(above + name)) mend(of[name] as Record<string, unknown>, value, `${above}${name}.`);
   }
+}
+
+/** Whether something has the form of a spec's part; what it says is the library's to judge. */
+function isPart(value: unknown): boolean {
+  if (!isPlain(value) || typeof value.type !== "string") return false;
+  return value.parts === undefined || (Array.isArray(value.parts) && value.parts.every(isPart));
 }
 
 function kindOf(value: unknown): string {
@@ -159,10 +167,6 @@ export function writeAddress(fragment: string, isNew: boolean): void {
 
 export function readAddress(): void {
   Object.assign(page, fromFragment(location.hash));
-}
-
-export function sameAs(one: State, fragment: string): boolean {
-  return fragmentOf(one) === fragment;
 }
 
 export const snapshot = (): State => $state.snapshot(page) as State;
