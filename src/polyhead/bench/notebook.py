@@ -5,11 +5,8 @@ from __future__ import annotations
 from polyhead.bench.data import to_page
 from polyhead.bench.plot import draw
 from polyhead.bench.records import HEADINGS, Record
-from polyhead.page import Answer
+from polyhead.page import SCHEMA, Answer
 from polyhead.page.notebook import NUMBER, bundle, picture, table
-
-SCHEMA = 1
-"""Version of the answer's form."""
 
 
 def of_record(record: Record) -> dict[str, str]:

@@ -18,10 +18,8 @@ from polyhead.compare.differences import are_equal, why_equal
 from polyhead.compare.inputs import Array
 from polyhead.compare.table import View
 from polyhead.errors import ShapeError, SpecError, UnsupportedError
+from polyhead.page import SCHEMA
 from polyhead.spec import AttentionSpec, Differential, Linear
-
-SCHEMA = 1
-"""Version of the answer's form."""
 
 BASELINE = "scaled-dot-product"
 

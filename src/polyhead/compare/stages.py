@@ -15,10 +15,8 @@ from polyhead.compare.words import shown_name, what_is
 from polyhead.oracle.stages import Stage
 from polyhead.oracle.tiled import Tile
 from polyhead.oracle.trace import Trace
+from polyhead.page import SCHEMA
 from polyhead.spec import AttentionSpec, Full, Latent
-
-SCHEMA = 1
-"""Version of the answer's form."""
 
 MOST_LISTED = 2**14
 """Most numbers of all keys together that are listed."""

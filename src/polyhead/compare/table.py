@@ -200,7 +200,11 @@ class Table:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return everything as JSON, with the schema's version."""
-        data = {
+        return json.dumps(self.to_data(), indent=indent, ensure_ascii=False)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return everything as JSON-ready data, with the schema's version."""
+        return {
             "schema": SCHEMA,
             "title": self.title,
             "token": self.token,
@@ -208,7 +212,6 @@ class Table:
             "rows": [row.to_data() for row in self.rows],
             "absent": self.absent,
         }
-        return json.dumps(data, indent=indent, ensure_ascii=False)
 
     def to_html(self) -> str:
         """Return the outputs as an HTML table with inline style, which untrusted notebooks keep."""

@@ -10,12 +10,13 @@ import msgspec
 
 from polyhead.bench.records import Record
 from polyhead.dashboard import comparing, composing, planning, requests
-from polyhead.dashboard.catalogue import SCHEMA, catalogue
+from polyhead.dashboard.catalogue import catalogue
 from polyhead.dashboard.model import TextModel
 from polyhead.dashboard.records import measured, records
 from polyhead.dashboard.sources import Sources
 from polyhead.dashboard.state import defaults
 from polyhead.errors import ShapeError
+from polyhead.page import SCHEMA
 
 ARRAYS = "application/octet-stream"
 JSON = "application/json"

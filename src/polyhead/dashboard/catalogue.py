@@ -15,15 +15,11 @@ from polyhead.catalog.controls import flat_from
 from polyhead.dashboard.choices import choices
 from polyhead.dashboard.exercises import exercises
 from polyhead.dashboard.state import defaults
-from polyhead.page import version
+from polyhead.page import SCHEMA, version
 from polyhead.planner.asked import OBJECTIVES
 from polyhead.planner.tasks import TASKS
 from polyhead.spec.composed import parts_of
 from polyhead.spec.rules import RULES
-
-SCHEMA = 1
-"""Version of what the page reads, in every answer."""
-
 
 PRECISIONS = ("float32", "bf16", "fp16", "fp8", "int8", "weights=int4", "weights=int4,cache=fp8")
 """Formats that are offered; the planner takes any mixture."""

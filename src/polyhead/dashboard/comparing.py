@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from polyhead.compare import AttentionComparison
@@ -20,11 +19,9 @@ def matrix(request: MatrixRequest, sources: Sources) -> bytes:
 
 
 def compare(request: CompareRequest, sources: Sources) -> dict[str, Any]:
-    """Answer with one token's rows; see `polyhead.compare.Table.to_json` for their form."""
+    """Answer with one token's rows; see `polyhead.compare.Table.to_data` for their form."""
     comparison = comparison_of(request, sources)
-    table = computed(lambda: comparison.table(request.token, names=request.mechanisms))
-    data: dict[str, Any] = json.loads(table.to_json())
-    return data
+    return computed(lambda: comparison.table(request.token, names=request.mechanisms)).to_data()
 
 
 def stages(request: StagesRequest, sources: Sources) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from polyhead.cost import attended, cache_bytes
 from polyhead.dashboard.bounds import check_part, computed, spec_of
-from polyhead.dashboard.catalogue import SCHEMA
 from polyhead.dashboard.requests import ComposeRequest, ExplainRequest, Parts
 from polyhead.errors import MissingExtraError, SpecError, UnsupportedError, require_extra
+from polyhead.page import SCHEMA
 from polyhead.spec import (
     AttentionSpec,
     Band,
@@ -61,7 +61,7 @@ def compose(request: ComposeRequest) -> dict[str, Any]:
     spec = AttentionSpec(**{name: getattr(choices, name) for name in _PLACES})
     kernel = _kernel(spec, request)
     cost = computed(lambda: _costs(spec, request))
-    return {**composed(spec), "schema": SCHEMA, "kernel": kernel, "cost": cost}
+    return {**composed(spec), "kernel": kernel, "cost": cost}
 
 
 def explain(request: ExplainRequest) -> dict[str, Any]:

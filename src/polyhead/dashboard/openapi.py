@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from polyhead.dashboard.answers import JSON, QUESTIONS, Question
+from polyhead.dashboard.answers import ARRAYS, JSON, QUESTIONS, Question
 from polyhead.dashboard.export import QUESTION as EXPORT
 from polyhead.dashboard.requests import SCHEMAS
 from polyhead.dashboard.schemas import add_names, spec_schemas
@@ -84,7 +84,7 @@ def _operation(question: Question, of_request: dict[Any, dict[str, Any]]) -> dic
     if question.request is not None:
         is_file = question.request is bytes
         body = {"type": "string", "format": "binary"} if is_file else of_request[question.request]
-        kind = "application/octet-stream" if is_file else JSON
+        kind = ARRAYS if is_file else JSON
         operation["requestBody"] = {"required": True, "content": {kind: {"schema": body}}}
     return operation
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from polyhead.bench.data import to_page
 from polyhead.bench.records import Record
-from polyhead.dashboard.catalogue import SCHEMA
 from polyhead.errors import CheckpointError
+from polyhead.page import SCHEMA
 
 FILE = "records.json"
 """The project's own records in one file, which `make docs` writes."""

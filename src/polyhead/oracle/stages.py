@@ -55,13 +55,15 @@ class Stage(NamedTuple):
     map: int = 0
 
 
-def last(stages: Generator[Any, None, Array]) -> Array:
-    """Run a generator to its end and return what it returns, which is the last stage's result."""
+def last(stages: Generator[Any, None, Array], into: list[Any] | None = None) -> Array:
+    """Run a generator to its end and return what it returns, the last stage's result; ``into`` gets what it yields."""
     while True:
         try:
-            next(stages)
+            stage = next(stages)
         except StopIteration as end:
             return np.asarray(end.value)
+        if into is not None:
+            into.append(stage)
 
 
 def head_stages(

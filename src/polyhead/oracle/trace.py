@@ -69,8 +69,9 @@ def trace(
     if tile is None:
         return Trace(stages, [], stages[-1].values[0])
     check_tiled(spec, tile)
-    tiles = list(tile_stages(one, spec, tensors, head, tile))
-    return Trace(stages, tiles, last(tile_stages(one, spec, tensors, head, tile))[0])
+    tiles: list[Tile] = []
+    output = last(tile_stages(one, spec, tensors, head, tile), tiles)
+    return Trace(stages, tiles, output[0])
 
 
 def _of_query(sequence: Sequence, index: int) -> Sequence:

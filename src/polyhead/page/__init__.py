@@ -20,6 +20,9 @@ from polyhead.errors import CheckpointError
 PLACE = '<script type="application/json" id="polyhead-recorded">{}</script>'
 """Where recorded answers stand in the page."""
 
+SCHEMA = 1
+"""Version of the form of answers that the page reads, which each of them carries."""
+
 HEIGHT = 900
 """Pixels that a frame is high where nothing else is asked."""
 

@@ -6,12 +6,10 @@ import math
 import re
 from typing import Any
 
+from polyhead.page import SCHEMA
 from polyhead.spec.attention import AttentionSpec
 from polyhead.spec.combined import Combined
 from polyhead.spec.pattern import Band, Chunked, Global, Pattern
-
-SCHEMA = 1
-"""Version of the data's form."""
 
 SIZE = 32
 """Positions that a picture shows."""
