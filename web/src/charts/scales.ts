@@ -25,8 +25,8 @@ const orange = "#d9772b";
 
 /** Signed numbers: blue below zero, orange above, the page's own neutral between. */
 export function signedColour(value: number, bound: number, neutral: string): string {
-  const scale = scaleLinear<string>().domain([-bound, 0, bound]).range([blue, neutral, orange]).clamp(true);
-  return scale(bound > 0 ? value : 0);
+  if (!(bound > 0)) return neutral;
+  return scaleLinear<string>().domain([-bound, 0, bound]).range([blue, neutral, orange]).clamp(true)(value);
 }
 
 /** The ink that can be read on a colour. */
@@ -45,4 +45,16 @@ export function largestOf(values: Iterable<number>): number {
   let largest = 0;
   for (const value of values) largest = Math.max(largest, Math.abs(value));
   return largest;
+}
+
+/** Draws what stands for nothing over a whole canvas. */
+export function hatch(context: CanvasRenderingContext2D, canvas: HTMLCanvasElement, width: number, height: number, step: number): void {
+  context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--faint");
+  context.lineWidth = step / 6;
+  context.beginPath();
+  for (let at = -height; at < width; at += step) {
+    context.moveTo(at, height);
+    context.lineTo(at + height, 0);
+  }
+  context.stroke();
 }

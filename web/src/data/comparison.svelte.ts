@@ -26,6 +26,8 @@ class Comparison {
   byName = $derived(new Map(this.rows.map((row) => [row.name, row])));
   baseline = $derived(this.byName.get("scaled-dot-product"));
   token = $derived(Math.min(page.token ?? this.matrix?.token ?? 0, (this.matrix?.tokens.length ?? 1) - 1));
+  /** Whether tokens are bytes that are written as letters: then one that begins a word begins with Ġ. */
+  isOfBytes = $derived(this.matrix?.tokens.some((token) => token.startsWith("Ġ")));
   is_saved = recorded !== null;
 
   /** Asks for the input, unless it is what was asked for last. */
@@ -108,8 +110,19 @@ export function bodyOf(): Body {
 
 export const comparison = new Comparison();
 
+/** A model's token as text, where its tokenizer writes bytes as letters; what is no whole letter is �. */
+function decoded(token: string): string {
+  const bytes = [...token].map((letter) => {
+    const code = letter.codePointAt(0)!;
+    return code < 256 ? code : code < 289 ? code - 256 : code < 323 ? code - 162 : code === 323 ? 173 : -1;
+  });
+  if (!comparison.matrix?.is_model || bytes.includes(-1) || bytes.every((byte) => byte < 128)) return token;
+  const text = new TextDecoder().decode(Uint8Array.from(bytes));
+  return text.includes("�") && !comparison.isOfBytes ? token : text.replace(/^ /, "Ġ");
+}
+
 /** A token as one reads it: without a tokenizer's mark of a leading space, which byte-level ones write Ġ. */
 export function readable(token: string): string {
-  const text = token.replace(/^[Ġ▁ ]/, "").replaceAll("Ċ", "⏎").replaceAll("\n", "⏎").replaceAll("Ġ", "␣");
+  const text = decoded(token).replace(/^[Ġ▁ ]/, "").replaceAll("Ċ", "⏎").replaceAll("\n", "⏎").replaceAll("Ġ", "␣");
   return text || "␣";
 }
