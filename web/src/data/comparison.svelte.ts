@@ -20,6 +20,7 @@ class Comparison {
   pointed = $state(-1);
   model: ModelStatus | null = $state.raw(null);
   #asked = "";
+  #watching = false;
 
   /** Every row, the moved ones in place of those that the input came with. */
   rows = $derived(this.matrix?.rows.map((row) => this.moved[row.name]?.row ?? row) ?? []);
@@ -45,7 +46,10 @@ class Comparison {
     } catch (error) {
       if (key !== this.#asked) return;
       this.problem = (error as Error).message;
-      if ((error as Refusal).status === 503) this.#asked = ""; // asked again when the model has loaded
+      if ((error as Refusal).status === 503) {
+        this.#asked = ""; // asked again when the model has loaded
+        void this.watchModel();
+      }
     }
     this.busy = false;
   }
@@ -53,11 +57,10 @@ class Comparison {
   /** Asks for each mechanism whose own settings are not those that its row was computed with. */
   async move(source: unknown, settings: Settings): Promise<void> {
     for (const row of this.matrix?.rows ?? []) {
-      const own = row.controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]);
-      const before = this.moved[row.name]?.body.settings ?? {};
-      if (canonical(Object.fromEntries(own)) === canonical(before)) continue;
-      if (!own.length) this.#keep(row.name, null);
-      else void this.#move(row, { source, settings: Object.fromEntries(own), mechanisms: [row.name], specs: {} });
+      const own = ownSettings(row, settings);
+      if (canonical(own) === canonical(this.moved[row.name]?.body.settings ?? {})) continue;
+      if (!Object.keys(own).length) this.#keep(row.name, null);
+      else void this.#move(row, { source, settings: own, mechanisms: [row.name], specs: {} });
     }
   }
 
@@ -86,20 +89,22 @@ class Comparison {
 
   /** Looks whether the model has loaded, until it has. */
   async watchModel(): Promise<void> {
-    if (this.is_saved) return;
+    if (this.is_saved || this.#watching) return;
+    this.#watching = true;
     for (;;) {
       try {
         const status = await ask<ModelStatus>("model");
         const wasLoading = this.model?.state === "loading";
         this.model = status;
         if (wasLoading && status.state === "ready") void this.load($state.snapshot(bodyOf()) as Body);
-        if (status.state !== "loading") return;
+        if (status.state !== "loading") break;
       } catch (error) {
         this.problem = (error as Error).message;
-        return;
+        break;
       }
       await new Promise((wake) => setTimeout(wake, 400));
     }
+    this.#watching = false;
   }
 }
 
@@ -107,6 +112,10 @@ class Comparison {
 export function bodyOf(): Body {
   return { source: page.matrix.source, settings: {}, specs: page.matrix.specs };
 }
+
+/** Those of the settings that are a mechanism's own. */
+export const ownSettings = ({ controls }: Row, settings: Settings): Settings =>
+  Object.fromEntries(controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]));
 
 export const comparison = new Comparison();
 
