@@ -123,7 +123,7 @@ def test_settings_that_are_moved_are_kept(ask: Ask) -> None:
     keys = {key(answer["path"], answer["body"]) for answer in held["answers"]}
     moved = {"source": matrix["source"], "settings": {"window": 2}, "mechanisms": ["sliding-window"], "specs": {}}
     assert key("matrix", moved) in keys
-    assert key("stages", {**matrix, "mechanism": "flash", "token": 0}) in keys
+    assert key("stages", {**matrix, "settings": {"tile": 3}, "mechanism": "flash", "token": 0}) in keys
 
 
 def test_of_arrays_it_holds_what_is_shown(client: Any, ask: Ask) -> None:

@@ -42,9 +42,9 @@ def test_through_compare(visit: Visit) -> None:
     assert focused_label(page).startswith("Causal attention: most on ")
     for _ in range(2):
         page.keyboard.press("ArrowRight")
-    assert focused_label(page) == "Causal attention: cat 0.159"
+    assert focused_label(page) == "Causal attention: “cat” 0.159"
     page.keyboard.press("End")
-    assert focused_label(page) == "Causal attention: mat 0.159"
+    assert focused_label(page) == "Causal attention: “mat” 0.159"
     page.keyboard.press("Escape")
     assert focused_label(page).startswith("Causal attention: most on ")
 

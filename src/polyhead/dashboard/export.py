@@ -62,8 +62,7 @@ def _recorded(board: Dashboard, state: Mapping[str, Any]) -> Iterator[Answer]:
     yield whole
     about = header_of(whole.content)
     for row in about["rows"]:
-        names = {control["name"] for control in row["controls"]}
-        own = {name: value for name, value in settings.items() if name in names}
+        own = _own(row, settings)
         is_example = source["kind"] == "example"
         moves = [{**own, **move} for move in (_moves(row["controls"]) if is_example else [])]
         bodies = [
@@ -83,9 +82,17 @@ def _tokens(board: Dashboard, state: Mapping[str, Any], about: Mapping[str, Any]
     is_example = state["matrix"]["source"]["kind"] == "example"
     shown = about["token"] if state.get("token") is None else state["token"]
     tokens = range(len(about["tokens"])) if is_example else [shown]
-    names = [row["name"] for row in about["rows"]]
-    bodies = [{**state["matrix"], "mechanism": name, "token": token} for name in names for token in tokens]
+    asked = [(row["name"], _own(row, state["matrix"]["settings"])) for row in about["rows"]]
+    bodies = [
+        {**state["matrix"], "settings": own, "mechanism": name, "token": token} for name, own in asked for token in tokens
+    ]
     yield from _each(board, "stages", bodies)
+
+
+def _own(row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings that are a mechanism's own."""
+    names = {control["name"] for control in row["controls"]}
+    return {name: value for name, value in settings.items() if name in names}
 
 
 def _moves(controls: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -76,7 +76,7 @@ def stack_data(stack: Stack) -> dict[str, Any]:
             f"{choice}={kind}": None if evidence is None else {**dataclasses.asdict(evidence), "loss": evidence.loss}
             for (choice, kind), evidence in stack.way.quality.items()
         },
-        "must_be_worth": stack.way.factor,
+        "must_be_worth": stack.score / stack.objective,
         "objective": stack.objective,
         "score": stack.score,
     }

@@ -52,5 +52,5 @@ def _row(stack: Stack) -> tuple[str, ...]:
         f"{stack.over / GIB:.2f} GiB" if stack.over else "",
         "" if stack.prompt is None else f"{stack.prompt.total:.3g} s",
         "" if stack.token is None else f"{1e3 * stack.token.total:.3g} ms",
-        f"{stack.way.factor:.2f}",
+        f"{stack.score / stack.objective:.3g} ×",
     )

@@ -2,7 +2,7 @@
 import { theme } from "../data/theme.svelte";
 
 /** A number with so many digits after the point, and no zero below zero. */
-const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "");
+export const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "");
 export const four = (value: number) => fixed(value, 4);
 export const three = (value: number) => fixed(value, 3);
 
@@ -44,4 +44,16 @@ export function largestOf(values: Iterable<number>): number {
   let largest = 0;
   for (const value of values) largest = Math.max(largest, Math.abs(value));
   return largest;
+}
+
+/** Draws what stands for nothing over a whole canvas. */
+export function hatch(context: CanvasRenderingContext2D, faint: string, width: number, height: number, step: number): void {
+  context.strokeStyle = faint;
+  context.lineWidth = step / 6;
+  context.beginPath();
+  for (let at = -height; at < width; at += step) {
+    context.moveTo(at, height);
+    context.lineTo(at + height, 0);
+  }
+  context.stroke();
 }

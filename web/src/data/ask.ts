@@ -72,7 +72,7 @@ export async function send<T>(path: string, file: Blob): Promise<T> {
 function found(path: string, body: unknown): Answer {
   const answer = byKey.get(keyOf(path, body));
   if (answer !== undefined) return answer;
-  throw new Refusal("This saved page does not hold that; `polyhead serve` computes it.", 0, "NotRecorded");
+  throw new Refusal("This saved page does not hold that; “polyhead serve” computes it.", 0, "NotRecorded");
 }
 
 async function fetched(path: string, body: unknown): Promise<Response> {
@@ -80,7 +80,7 @@ async function fetched(path: string, body: unknown): Promise<Response> {
   try {
     response = await fetch(`api/v1/${path}`, requestOf(body));
   } catch {
-    throw new Refusal("The server does not answer; is `polyhead serve` still running?", 0, "Unreachable");
+    throw new Refusal("The server does not answer. Start “polyhead serve” again, then reload this page.", 0, "Unreachable");
   }
   if (response.ok) return response;
   const error = (await response.json().catch(() => null))?.error;

@@ -30,12 +30,15 @@ class Comparison {
   /** Where the matrix is of; while another is asked for, rows are still of this one. */
   #source: unknown;
   #following = new Set<string>();
+  #watching = false;
 
   /** Every row, the moved ones in place of those that the input came with. */
   rows = $derived(this.matrix?.rows.map((row) => this.moved[row.name]?.row ?? row) ?? []);
   byName = $derived(new Map(this.rows.map((row) => [row.name, row])));
   baseline = $derived(this.byName.get("scaled-dot-product"));
   token = $derived(Math.min(page.token ?? this.matrix?.token ?? 0, (this.matrix?.tokens.length ?? 1) - 1));
+  /** Whether tokens are bytes that are written as letters: then one that begins a word begins with Ġ. */
+  isOfBytes = $derived(this.matrix?.tokens.some((token) => token.startsWith("Ġ")));
   is_saved = recorded !== null;
 
   /** Asks for the input, unless it is what was asked for last. */
@@ -52,7 +55,10 @@ class Comparison {
     } catch (error) {
       if (key !== this.#asked) return;
       this.problem = (error as Error).message;
-      if ((error as Refusal).status === 503) this.#asked = ""; // asked again when the model has loaded
+      if ((error as Refusal).status === 503) {
+        this.#asked = ""; // asked again when the model has loaded
+        void this.watchModel();
+      }
     }
     this.busy = false;
   }
@@ -60,11 +66,11 @@ class Comparison {
   /** Asks for each mechanism whose own settings are not those that its row was computed with. */
   move(settings: Settings): void {
     for (const row of this.matrix?.rows ?? []) {
-      const own = row.controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]);
-      const before = this.moved[row.name]?.body.settings ?? {};
-      if (canonical(Object.fromEntries(own)) === canonical(before)) continue;
-      const body = { source: this.#source, settings: Object.fromEntries(own), mechanisms: [row.name], specs: {} };
-      this.#keep(row.name, own.length ? { body, row: this.moved[row.name]?.row ?? null, problem: "" } : null);
+      const own = ownSettings(row, settings);
+      if (canonical(own) === canonical(this.moved[row.name]?.body.settings ?? {})) continue;
+      const body = { source: this.#source, settings: own, mechanisms: [row.name], specs: {} };
+      const isMoved = Object.keys(own).length > 0;
+      this.#keep(row.name, isMoved ? { body, row: this.moved[row.name]?.row ?? null, problem: "" } : null);
       void this.#follow(row.name);
     }
   }
@@ -102,20 +108,22 @@ class Comparison {
 
   /** Looks whether the model has loaded, until it has. */
   async watchModel(): Promise<void> {
-    if (this.is_saved) return;
+    if (this.is_saved || this.#watching) return;
+    this.#watching = true;
     for (;;) {
       try {
         const status = await ask<ModelStatus>("model");
         const wasLoading = this.model?.state === "loading";
         this.model = status;
         if (wasLoading && status.state === "ready") void this.load($state.snapshot(bodyOf()) as Body);
-        if (status.state !== "loading") return;
+        if (status.state !== "loading") break;
       } catch (error) {
         this.problem = (error as Error).message;
-        return;
+        break;
       }
       await new Promise((wake) => setTimeout(wake, 400));
     }
+    this.#watching = false;
   }
 }
 
@@ -124,10 +132,25 @@ export function bodyOf(): Body {
   return { source: page.matrix.source, settings: {}, specs: page.matrix.specs };
 }
 
+/** Those of the settings that are a mechanism's own. */
+export const ownSettings = ({ controls }: Row, settings: Settings): Settings =>
+  Object.fromEntries(controls.filter(({ name }) => name in settings).map(({ name }) => [name, settings[name]]));
+
 export const comparison = new Comparison();
+
+/** A model's token as text, where its tokenizer writes bytes as letters; what is no whole letter is �. */
+function decoded(token: string): string {
+  const bytes = [...token].map((letter) => {
+    const code = letter.codePointAt(0)!;
+    return code < 256 ? code : code < 289 ? code - 256 : code < 323 ? code - 162 : code === 323 ? 173 : -1;
+  });
+  if (!comparison.matrix?.is_model || bytes.includes(-1) || bytes.every((byte) => byte < 128)) return token;
+  const text = new TextDecoder().decode(Uint8Array.from(bytes));
+  return text.includes("�") && !comparison.isOfBytes ? token : text.replace(/^ /, "Ġ");
+}
 
 /** A token as one reads it: without a tokenizer's mark of a leading space, which byte-level ones write Ġ. */
 export function readable(token: string): string {
-  const text = token.replace(/^[Ġ▁ ]/, "").replaceAll("Ċ", "⏎").replaceAll("\n", "⏎").replaceAll("Ġ", "␣");
+  const text = decoded(token).replace(/^[Ġ▁ ]/, "").replaceAll("Ċ", "⏎").replaceAll("\n", "⏎").replaceAll("Ġ", "␣");
   return text || "␣";
 }

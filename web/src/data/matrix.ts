@@ -40,6 +40,12 @@ export function readRow(buffer: ArrayBuffer): Row {
   return rows[0];
 }
 
+/** Which pairs never meet. A softmax gives no weight of zero to what it sees; other weightings see what the baseline sees. */
+export function hiddenIn(row: Row, baseline: Row | undefined): (at: number) => boolean {
+  const seen = row.kind === "softmax" ? row : row.changes === "weighting" ? baseline : undefined;
+  return (at) => seen?.weights[at] === 0;
+}
+
 export const weightsOf = (row: Row, token: number) => row.weights.subarray(token * row.keys, (token + 1) * row.keys);
 
 export const outputOf = (row: Row, token: number) => row.output.subarray(token * row.width, (token + 1) * row.width);

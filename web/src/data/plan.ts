@@ -1,5 +1,5 @@
 // The answers `plan` and `fits`, and what of them the screen shows.
-import { digits, type Piece } from "../charts/axis";
+import type { Piece } from "../charts/axis";
 import type { Changes } from "./types";
 import { choices, hueOf } from "./catalogue";
 
@@ -106,7 +106,7 @@ export function named(stack: Named, own: Named | null, { short = false } = {}): 
 export function quality(stack: Stack): string {
   const told = Object.entries(stack.quality).map(([option, found]) => {
     if (found === null) return `${option.replace(/^.*=/, "")}: nobody measured it`;
-    const figures = [found.reference, found.found].filter((one) => one !== null).map(digits);
+    const figures = [found.reference, found.found].filter((one) => one !== null).map((one) => one.toLocaleString("en"));
     return `${found.what}${figures.length ? (figures.length > 1 ? ", " : ": ") + figures.join(" to ") : ""} (${found.source})`;
   });
   return told.join("; ");

@@ -21,7 +21,8 @@ const COPIED = [
   "text-anchor",
   "dominant-baseline",
 ];
-const LEFT_OUT = "input, select, button, details, label, math, [hidden]";
+const LEFT_OUT =
+  "input, select, button, summary, details:not(.moves details[open]), label:not(.move > label), math, [hidden], .live";
 const MARGIN = 24;
 
 export type Kind = "png" | "svg" | "csv" | "json" | "html";
@@ -98,6 +99,12 @@ function* drawn(figure: HTMLElement, shift: { x: number; y: number }): Generator
     const parent = texts.currentNode.parentElement!;
     if (!parent.closest(`svg, ${LEFT_OUT}`)) yield* wordsOf(texts.currentNode as Text, shift);
   }
+  for (const select of figure.querySelectorAll<HTMLSelectElement>(".move select")) {
+    const box = select.getBoundingClientRect();
+    if (select.parentElement!.closest(LEFT_OUT)) continue;
+    const style = getComputedStyle(select);
+    yield line(select.selectedOptions[0].text, box.left + shift.x, box.bottom + shift.y - 8, style, style.fontSize);
+  }
   for (const chart of figure.querySelectorAll<SVGElement | HTMLCanvasElement>("[data-chart]")) yield placed(chart, shift);
 }
 
@@ -122,8 +129,8 @@ function* wordsOf(node: Text, shift: { x: number; y: number }): Generator<Elemen
     range.setEnd(node, found.index + found[0].length);
     const box = range.getBoundingClientRect();
     if (!box.width) continue;
-    const word = style.textTransform === "uppercase" ? found[0].toUpperCase() : found[0];
-    yield line(word, box.left + shift.x, box.bottom + shift.y - 0.23 * box.height, style, style.fontSize);
+    const isFirst = !found.index && style.textTransform === "capitalize";
+    yield line(isFirst ? found[0][0].toUpperCase() + found[0].slice(1) : found[0], box.left + shift.x, box.bottom + shift.y - 0.23 * box.height, style, style.fontSize);
   }
 }
 
@@ -132,6 +139,7 @@ function placed(chart: SVGElement | HTMLCanvasElement, shift: { x: number; y: nu
   const place = { x: box.left + shift.x, y: box.top + shift.y, width: box.width, height: box.height };
   const copy = chart instanceof HTMLCanvasElement ? document.createElementNS(SVG, "image") : styled(chart);
   if (chart instanceof HTMLCanvasElement) copy.setAttribute("href", chart.toDataURL());
+  copy.setAttribute("overflow", "visible");
   for (const [name, value] of Object.entries(place)) copy.setAttribute(name, String(value));
   return copy;
 }

@@ -158,8 +158,11 @@ function sharing(heads: number, kept: number): string {
   return kept === heads ? "MHA" : kept === 1 ? "MQA" : `GQA-${kept}`;
 }
 
+/** As far as is worth trying: a link, or a slip, may ask for a billion heads. */
+const MOST_TRIED = 4096;
+
 export const divisorsOf = (count: number) =>
-  Array.from({ length: Math.max(1, count) }, (_, index) => index + 1).filter((one) => count % one === 0);
+  Array.from({ length: Math.max(1, Math.min(count, MOST_TRIED)) }, (_, index) => index + 1).filter((one) => count % one === 0);
 
 /** The spec with heads whose width together is that of an input with one head. */
 export function sizedTo(spec: Parts, width: number, latent: Part | undefined): Parts {

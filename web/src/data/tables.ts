@@ -22,7 +22,11 @@ export interface Table {
 /** The tables of the screen that is shown. */
 export const shown: { tables: () => Table[] } = { tables: () => [] };
 
+/** One table as it is; of several each under its caption. */
 export function toCsv(tables: Table[]): string {
-  const parts = tables.map(({ columns, rows }) => csvFormatRows([columns, ...rows.map(({ head, cells }) => [head, ...cells])]));
+  const parts = tables.map(({ caption, columns, rows }) => {
+    const body = [columns, ...rows.map(({ head, cells }) => [head, ...cells])];
+    return csvFormatRows(tables.length > 1 ? [[caption], ...body] : body);
+  });
   return parts.join("\n");
 }
