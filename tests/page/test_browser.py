@@ -51,7 +51,9 @@ def test_mat_has_equal_weights_under_causal_and_standard(visit: Visit) -> None:
 def test_what_is_hatched_cannot_be_seen(visit: Visit) -> None:
     page = visit()
     page.wait_for_selector("article[data-mechanism=differential]")
-    hatched = {name: page.locator(f"article[data-mechanism={name}] .hatched").count() for name in ("causal", "differential")}
+    hatched = {
+        name: page.locator(f"article[data-mechanism={name}] .hatched").count() for name in ("causal", "differential")
+    }
     assert hatched == {"causal": 3, "differential": 0}  # a weight that is cut off at 0 is of a key that is seen
 
 

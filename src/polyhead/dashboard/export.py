@@ -84,7 +84,9 @@ def _tokens(board: Dashboard, state: Mapping[str, Any], about: Mapping[str, Any]
     tokens = range(len(about["tokens"])) if is_example else [shown]
     asked = [(row["name"], _own(row, state["matrix"]["settings"])) for row in about["rows"]]
     bodies = [
-        {**state["matrix"], "settings": own, "mechanism": name, "token": token} for name, own in asked for token in tokens
+        {**state["matrix"], "settings": own, "mechanism": name, "token": token}
+        for name, own in asked
+        for token in tokens
     ]
     yield from _each(board, "stages", bodies)
 
