@@ -50,6 +50,30 @@ def test_mat_has_equal_weights_under_causal_and_standard(visit: Visit) -> None:
     assert said == "equal to #1: both patterns let this token see the same keys"
 
 
+def test_what_is_hatched_cannot_be_seen(visit: Visit) -> None:
+    page = visit()
+    page.wait_for_selector("article[data-mechanism=differential]")
+    hatched = {
+        name: page.locator(f"article[data-mechanism={name}] .hatched").count() for name in ("causal", "differential")
+    }
+    assert hatched == {"causal": 3, "differential": 0}  # a weight that is cut off at 0 is of a key that is seen
+
+
+def test_where_no_weight_differs_the_difference_says_so(visit: Visit) -> None:
+    page = visit('#1?screen=matrix&heat.difference=true&heat.names=["scaled-dot-product","flash"]')
+    page.get_by_text("A − B: no weight differs").wait_for()
+    page = visit("#1?screen=matrix&heat.difference=true")
+    page.get_by_text("A − B, up to 0.7907").wait_for()
+
+
+def test_heads_half_typed_take_no_key_value_heads_away(visit: Visit) -> None:
+    page = visit("#1?screen=compose")
+    page.locator("#storage-num_heads").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("64")
+    assert page.locator("#storage-num_kv_heads").input_value() == "8"
+
+
 TURNED: dict[str, tuple[str, Any]] = {
     "sliding-window": ("window", 2),
     "alibi": ("alibi_slope", 0.3),

@@ -57,6 +57,6 @@ def latent_of(
     kept = (sizes[:rank_found] ** 2).sum() / max((sizes**2).sum(), np.finfo(float).tiny)
     note = (
         f"joint SVD of keys and values at rank {rank} of {len(sizes)} keeps {kept:.1%} of their energy, "
-        f"{rank} numbers per token for {joint.shape[1]}"
+        f"{rank} {'number' if rank == 1 else 'numbers'} per token for {joint.shape[1]}"
     )
     return rows, {"w_uk": w_uk, "w_uv": w_uv}, note

@@ -82,14 +82,10 @@ def _tokens(board: Dashboard, state: Mapping[str, Any], about: Mapping[str, Any]
     is_example = state["matrix"]["source"]["kind"] == "example"
     shown = about["token"] if state.get("token") is None else state["token"]
     tokens = range(len(about["tokens"])) if is_example else [shown]
+    asked = [(row["name"], _own(row, state["matrix"]["settings"])) for row in about["rows"]]
     bodies = [
-        {
-            **state["matrix"],
-            "settings": _own(row, state["matrix"]["settings"]),
-            "mechanism": row["name"],
-            "token": token,
-        }
-        for row in about["rows"]
+        {**state["matrix"], "settings": own, "mechanism": name, "token": token}
+        for name, own in asked
         for token in tokens
     ]
     yield from _each(board, "stages", bodies)

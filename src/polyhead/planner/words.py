@@ -264,6 +264,8 @@ def _base(plan: Plan) -> str:
 def _gib(count: float) -> str:
     if count >= GIB:
         return f"{count / GIB:,.1f} GiB"
+    if not count:
+        return "0 B"
     return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 

@@ -7,7 +7,7 @@ export interface Piece {
   strong?: boolean;
 }
 
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const UNITS = ["B", "KiB", "MiB", "GiB"];
 /** Pixels that a letter of a chart's text takes, about. */
 export const LETTER = 7.3;
 

@@ -39,6 +39,8 @@ class Comparison {
   token = $derived(Math.min(page.token ?? this.matrix?.token ?? 0, (this.matrix?.tokens.length ?? 1) - 1));
   /** Whether tokens are bytes that are written as letters: then one that begins a word begins with Ġ. */
   isOfBytes = $derived(this.matrix?.tokens.some((token) => token.startsWith("Ġ")));
+  /** What the input is, with the head that is shown of it. */
+  title = $derived((this.matrix?.title ?? "") + (this.matrix && this.matrix.num_heads > 1 ? `, head ${this.matrix.head}` : ""));
   is_saved = recorded !== null;
 
   /** Asks for the input, unless it is what was asked for last. */
