@@ -23,7 +23,7 @@ def test_the_models_own_is_marked_and_the_rest_called_a_what_if(call: Polyhead, 
     done = call("compare", "--model", llama, "--text", TEXT, "--layer", "1", "--head", "2")
     assert (done.code, done.err) == (0, "")
     first, spec, tokens, *lines = done.out.splitlines()
-    assert first.startswith("llama, layer 1, own spec, weights reproduced to ")
+    assert first.startswith("llama, layer 1, as the model runs it; weights equal the model's to ")
     assert "query “Ġhouse” at position 12" in first
     assert spec.startswith("AttentionSpec(storage=Grouped(num_heads=4, num_kv_heads=2, head_dim=8), position=Rotary(")
     assert tokens.split() == list(TOKENS)
@@ -75,6 +75,6 @@ def test_smollm2(call: Polyhead) -> None:
     text = "The cat sat on the mat because it was tired."
     done = call("compare", "--model", "smollm2", "--text", text, "--layer", "12", "--head", "3")
     assert done.code == 0
-    assert done.out.startswith("smollm2, layer 12, own spec, weights reproduced to ")
+    assert done.out.startswith("smollm2, layer 12, as the model runs it; weights equal the model's to ")
     assert len(rows(done.out)) == 14
     assert call("show", "smollm2:0").out.startswith("storage    Grouped(num_heads=9, num_kv_heads=3, head_dim=64)")

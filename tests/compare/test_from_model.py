@@ -231,7 +231,7 @@ def test_a_models_own_scale_is_kept(checkpoint: MakeCheckpoint, bare: bool) -> N
 def test_a_path_is_loaded_and_named_in_the_title(checkpoint: MakeCheckpoint) -> None:
     path = checkpoint("llama")
     comparison = compare(path, TEXT, layer=-1)
-    assert comparison.title.startswith("llama, layer 1, own spec, weights reproduced to ")
+    assert comparison.title.startswith("llama, layer 1, as the model runs it; weights equal the model's to ")
     np.testing.assert_array_equal(comparison.result(1).output, compare(str(path), TEXT, layer=1).result(1).output)
 
 

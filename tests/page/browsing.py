@@ -19,8 +19,8 @@ READ_TABLE = """() => Object.fromEntries([...document.querySelectorAll("tr[data-
 
 
 def four(values: Any) -> list[str]:
-    """Return numbers as the page writes them: four decimals, and no zero with a sign."""
-    return [f"{value:.4f}".replace("-0.0000", "0.0000") for value in values]
+    """Return numbers as the page writes them: four decimals, a minus that is one, and no zero with a sign."""
+    return [f"{value:.4f}".replace("-0.0000", "0.0000").replace("-", "−") for value in values]
 
 
 def expected_outputs(comparison: AttentionComparison, token: int) -> dict[str, list[str]]:

@@ -209,7 +209,7 @@ def test_a_whole_matrix_and_a_difference(visit: Visit, comparison: AttentionComp
     assert captions[2] == "Rotary position embedding minus Attention with linear biases"
     cells = page.locator("table").nth(2).locator("td").all_inner_texts()
     gap = comparison.result("rope").weights[0] - comparison.result("alibi").weights[0]
-    assert [float(cell) for cell in cells] == pytest.approx(gap.ravel().tolist(), abs=5e-5)
+    assert [float(cell.replace("−", "-")) for cell in cells] == pytest.approx(gap.ravel().tolist(), abs=5e-5)
 
 
 @pytest.mark.parametrize("screen", SCREENS)

@@ -49,5 +49,5 @@ def model_inputs(model: Any, text: str, *, layer: int, second_text: str | None, 
         layer=read.layer,
         num_layers=read.num_layers,
     )
-    form = "textbook's form" if bare else "own spec"
-    return inputs, f"{loaded.name}, layer {read.layer}, {form}, weights reproduced to {read.max_error:.0e}"
+    form = "in the textbook's form" if bare else "as the model runs it"
+    return inputs, f"{loaded.name}, layer {read.layer}, {form}; weights equal the model's to {read.max_error:.0e}"

@@ -1,13 +1,13 @@
 // Colours and numbers, the same in every chart.
 import { theme } from "../data/theme.svelte";
 
-/** A number with so many digits after the point, and no zero below zero. */
-export const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "");
+/** A number with so many digits after the point, a minus that is one, and no zero below zero. */
+export const fixed = (value: number, places: number) => value.toFixed(places).replace(/^-(?=[0.]+$)/, "").replace("-", "−");
 export const four = (value: number) => fixed(value, 4);
 export const three = (value: number) => fixed(value, 3);
 
 /** A weight as it stands on a bar: without the zero that all of them share. */
-export const short = (value: number) => three(value).replace(/^(-?)0\./, "$1.");
+export const short = (value: number) => three(value).replace(/^(−?)0\./, "$1.");
 
 // Cividis (Nuñez, Anderton and Renslow 2018), which colour-blind eyes read alike.
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
