@@ -24,7 +24,8 @@ HOST = "127.0.0.1"
 WIDTH = 1360
 
 TEXT = "The cat sat on the mat because it was tired."
-SOURCE = {"kind": "text", "layer": 13, "head": 8, "bare": "false", "second_text": "null", "text": quote(TEXT)}
+SECOND = "Le chat s'est assis sur le tapis."
+SOURCE = {"kind": "text", "layer": 13, "head": 8, "bare": "false", "second_text": quote(SECOND), "text": quote(TEXT)}
 MODEL = "&".join([*(f"matrix.source.{name}={value}" for name, value in SOURCE.items()), "token=7"])
 
 SCREENS: dict[str, tuple[str, int, str]] = {

@@ -182,6 +182,7 @@ def test_a_sentence_through_a_model(visit: Visit, tiny_model: Path) -> None:
     page = visit()
     page.get_by_role("button", name="A sentence through tiny-llama").click()
     page.get_by_label("sentence", exact=True).fill(TEXT)
+    page.get_by_label("for cross-attention").fill("")
     page.get_by_role("button", name="Read it").click()
     own = AttentionComparison.from_model(str(tiny_model), TEXT, layer=1)
     page.wait_for_selector(".tokens label:nth-of-type(6)")
