@@ -76,7 +76,7 @@ def test_workers_that_are_forked_or_spawned(method: str) -> None:
         pytest.skip(f"this system does not {method}")
     torch.set_num_threads(1)  # a forked process cannot use PyTorch's own threads, whatever computes
     here = decoded()
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(2 if method == "fork" else 1) as pool:  # spawned, each imports torch
         for there in pool.map_async(decoded, [0, 0]).get(timeout=120):
             assert_close(there, here, torch.float32)
 
@@ -99,6 +99,7 @@ import torch, polyhead as ph
 spec = ph.AttentionSpec(storage=ph.Grouped(num_heads=2, head_dim=8), pattern=ph.Causal())
 query, key = torch.ones(1, 2, 1, 8), torch.ones(1, 2, 600, 8)
 loaded = "numba" in sys.modules
+# then
 with warnings.catch_warnings(record=True) as caught, torch.no_grad():
     warnings.simplefilter("always")
     print(ph.explain(spec, q_len=1, kv_len=600).kernel)
@@ -108,10 +109,10 @@ print(right, loaded, "numba" in sys.modules, *(str(one.message) for one in caugh
 """
 
 
-def run(directory: Path | str, before: str = "", **environment: str) -> tuple[str, list[str], str]:
+def run(directory: Path | None, before: str = "", then: str = "") -> tuple[str, list[str], str]:
     """Decode in a new process; return the kernel, what it says of the result and the warnings, and stderr."""
-    program = textwrap.dedent(before) + PROGRAM
-    given = {**os.environ, "NUMBA_CACHE_DIR": str(directory), **environment}
+    program = textwrap.dedent(before) + PROGRAM.replace("# then", textwrap.dedent(then))
+    given = {**os.environ, **({} if directory is None else {"NUMBA_CACHE_DIR": str(directory)})}
     done = subprocess.run(
         [sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=300, check=False
     )
@@ -130,6 +131,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(filled: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in filled.rglob("*.nbc")}
     assert before
@@ -138,7 +140,43 @@ def test_the_second_process_compiles_nothing(filled: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in filled.rglob("*.nbc")} == before
 
 
-@pytest.mark.parametrize("suffix", ["nbi", pytest.param("nbc", marks=pytest.mark.slow)])
+def test_what_this_process_has_kept_another_does_not_compile() -> None:
+    """Where both keep it by themselves; with a directory that is empty at first it takes two processes, and is slow."""
+    decoded()
+    refusing = """
+    from numba.core.ccallback import CFunc
+    def refuse(*_): raise AssertionError("it is compiled again")
+    CFunc._compile_uncached = refuse
+    """
+    _, said, _ = run(None, then=refusing)
+    assert said == ["True", "False", "True"]
+
+
+def compiled_projections(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Compile the fewest loops that are kept, in this process, with their files in a directory."""
+    from numba.core import config
+
+    from polyhead.kernels import projection_loops
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(directory))
+    monkeypatch.setattr(config, "CACHE_DIR", str(directory))
+    return compiled.ready(projection_loops.worker, "projections")
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_broken_file_costs_a_warning(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_projections(tmp_path, monkeypatch)
+    files = list(tmp_path.rglob(f"*.{suffix}"))
+    assert files
+    for file in files:
+        file.write_bytes(b"nothing")
+    with pytest.warns(RuntimeWarning, match=r"numba cannot keep compiled projections in .*; empty that directory"):
+        assert compiled_projections(tmp_path, monkeypatch).address
+    assert {file.read_bytes() for file in files} == {b"nothing"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 def test_a_broken_cache_costs_a_warning(filled: Path, suffix: str, tmp_path: Path) -> None:
     for file in filled.rglob("*.nb?"):
         copy = tmp_path / file.relative_to(filled)
