@@ -22,12 +22,12 @@ from tests.inputs import Array, Inputs
 from tests.tolerances import assert_close
 
 
-def check(combination: Combination) -> None:
-    """Check one combination at sizes and inputs that its name draws."""
+def check(combination: Combination, *, apart: bool = True) -> None:
+    """Check one combination at sizes and inputs that its name draws; see `check_gradients`."""
     rng = np.random.default_rng(zlib.crc32(str(combination).encode()))
     choices = combination.choices(Sizes.draw(rng))
     if refusal(choices) is None:
-        check_legal(ph.AttentionSpec(**fields(choices)), rng)
+        check_legal(ph.AttentionSpec(**fields(choices)), rng, apart=apart)
     else:
         check_refused(choices)
 
@@ -45,13 +45,13 @@ def check_refused(choices: Choices) -> None:
     assert refusal(found.nearest) is None
 
 
-def check_legal(spec: ph.AttentionSpec, rng: np.random.Generator) -> None:
+def check_legal(spec: ph.AttentionSpec, rng: np.random.Generator, *, apart: bool) -> None:
     """Check a spec in two situations, once with gradients."""
     situation = SITUATIONS[rng.integers(len(SITUATIONS))]
     check_forward(_posed(nothing_given, spec, rng))
     inputs = _posed(situation, spec, rng)
     check_forward(inputs)
-    check_gradients(inputs, rng)
+    check_gradients(inputs, rng, apart=apart)
 
 
 def _posed(situation: Callable[..., Inputs], spec: ph.AttentionSpec, rng: np.random.Generator) -> Inputs:
@@ -86,20 +86,29 @@ def kernels_for(inputs: Inputs, dtype: torch.dtype, *, weights: bool) -> list[st
     return [kernel.name for kernel in select.KERNELS if kernel.refuse(case) is None]
 
 
-def check_gradients(inputs: Inputs, rng: np.random.Generator) -> None:
-    """Each gradient equals the oracle's slope along a random direction; float32's equals float64's."""
+def check_gradients(inputs: Inputs, rng: np.random.Generator, *, apart: bool) -> None:
+    """Check gradients against the oracle's slope along a random direction; float32's equal float64's.
+
+    Args:
+        inputs: What is differentiated at.
+        rng: Draws the directions.
+        apart: Whether each tensor moves alone, which says whose gradient is wrong, or all of them together, which takes
+            the oracle a fraction of the time.
+    """
     cotangent = rng.standard_normal(inputs.oracle().shape)
     exact, single = (gradients(inputs, cotangent, dtype) for dtype in (torch.float64, torch.float32))
+    directions = {name: rng.standard_normal(gradient.shape) for name, gradient in exact.items()}
+    for names in [[name] for name in exact] if apart else [list(exact)]:
+
+        def along(step: float, names: list[str] = names) -> float:
+            moved = inputs.changing(**{name: inputs.learned[name] + step * directions[name] for name in names})
+            return float((cotangent * moved.oracle()).sum())
+
+        claimed = sum((exact[name] * directions[name]).sum() for name in names)
+        assert_slope(claimed, along, inputs.spec, what=", ".join(names))
     # float32 errs by a part of the terms that are summed, and the largest gradient says how large those are
     size = max(1.0, *(np.abs(gradient).max(initial=0.0) for gradient in exact.values()))
     for name, ours in exact.items():
-        direction = rng.standard_normal(ours.shape)
-
-        def along(step: float, name: str = name, direction: Array = direction) -> float:
-            moved = inputs.changing(**{name: inputs.learned[name] + step * direction})
-            return float((cotangent * moved.oracle()).sum())
-
-        assert_slope((ours * direction).sum(), along, inputs.spec, what=name)
         assert_close(single[name] / size, ours / size, torch.float32, what=f"float32 gradient of {name}")
 
 

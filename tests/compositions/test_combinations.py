@@ -38,10 +38,10 @@ def sample(storage: str, position: str) -> list[Combination]:
     return random.Random(seed).sample(combinations_of(storage, position), PER_SLICE)
 
 
-def check_each(some: Iterable[Combination]) -> None:
+def check_each(some: Iterable[Combination], *, apart: bool) -> None:
     for combination in some:
         try:
-            check(combination)
+            check(combination, apart=apart)
         except Exception as error:
             error.add_note(f"in the combination {combination}")
             raise
@@ -49,13 +49,13 @@ def check_each(some: Iterable[Combination]) -> None:
 
 @by_slice
 def test_a_sample_of_the_combinations_equals_the_oracle_or_is_refused(storage: str, position: str) -> None:
-    check_each(sample(storage, position))
+    check_each(sample(storage, position), apart=False)
 
 
 @pytest.mark.slow
 @by_slice
 def test_every_combination_equals_the_oracle_or_is_refused(storage: str, position: str) -> None:
-    check_each(combinations_of(storage, position))
+    check_each(combinations_of(storage, position), apart=True)
 
 
 def test_the_sample_has_a_legal_combination_with_every_value_of_every_choice() -> None:
