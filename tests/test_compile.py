@@ -37,11 +37,19 @@ def check_compiled(choices: dict[str, Any], storage: str, backend: str) -> None:
         assert_close(results[1][name], expected, torch.float32, what=name)
 
 
-@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+ALONE = ("masked", "sink and T5", "paper")
+"""Choices with which `attend` is compiled by itself in every run; with each it is a part of a layer's graph below."""
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [pytest.param(CHOICES[name], id=name, marks=() if name in ALONE else pytest.mark.slow) for name in CHOICES],
+)
 def test_attend_is_one_graph(choices: dict[str, Any]) -> None:
     check_compiled(choices, "gqa", "aot_eager")
 
 
+@pytest.mark.slow
 def test_a_latent_is_one_graph() -> None:
     check_compiled({"position": ph.Rotary(), "pattern": ph.Causal()}, "mla", "aot_eager")
 
@@ -131,7 +139,14 @@ EXPORTED: dict[str, dict[str, Any] | ph.AttentionSpec] = {
 }
 
 
-@pytest.mark.parametrize("choices", EXPORTED.values(), ids=EXPORTED)
+# Each choice of "causal" and of "RoPE" is in "grouped" or in "window" too.
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pytest.param(choices, id=name, marks=pytest.mark.slow if name in ("causal", "RoPE") else ())
+        for name, choices in EXPORTED.items()
+    ],
+)
 def test_an_exported_layer_runs_at_other_lengths(choices: dict[str, Any] | ph.AttentionSpec) -> None:
     layer = layer_of(choices)
     tokens = torch.export.Dim("tokens", min=2, max=64)
