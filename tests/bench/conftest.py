@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ GROWING = sized("window", lengths=(16, 32, 64), peers=("sdpa",), targets=(Target
 
 
 @pytest.fixture(scope="session")
-def record() -> Record:
+def record(shortened: Callable[[], AbstractContextManager[None]]) -> Record:
     """Time two tiny cases: one with a peer and a target, one with growth."""
     with_target = sized("full", targets=(Target(against="sdpa", at_most=1e-9),))
-    return bench.run([with_target, GROWING], seconds=LONG, threads=1)
+    with shortened():
+        return bench.run([with_target, GROWING], seconds=LONG, threads=1)

@@ -9,12 +9,16 @@ import pytest
 
 import polyhead as ph
 from polyhead.bench import calibrate as module
-from polyhead.bench.calibrate import LAYERS, PROMPT, SHORT, WIDE, calibrate, check_plan, table
+from polyhead.bench.calibrate import LAYERS, SHORT, calibrate, check_plan, table
 from polyhead.bench.cases import case
 from polyhead.bench.ceilings import Ceilings
 from polyhead.bench.timer import Turns
 from polyhead.catalog.configs import describe
 from polyhead.cost import decode_work, prefill_work, seconds
+
+WIDE = {**module.WIDE, "hidden_size": 256, "intermediate_size": 704}
+PROMPT = 128
+"""Less than what is timed, since the times are given."""
 
 
 def at_fixed_times(monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float]) -> None:
@@ -32,6 +36,8 @@ def test_the_formula_gives_back_what_was_measured(monkeypatch: pytest.MonkeyPatc
     times = {"causal": 0.004, "decode-gqa": 0.0002, "small token": 0.004, "prompt": 0.5, "token": 0.02}
     at_fixed_times(monkeypatch, times)
     monkeypatch.setattr(module, "case", lambda name: case(name).at(512))
+    monkeypatch.setattr(module, "WIDE", WIDE)
+    monkeypatch.setattr(module, "PROMPT", PROMPT)
     found = Ceilings(dtype="float32", flops=1e11, read_bytes=2e10, threads=1)
     monkeypatch.setattr(module, "measure_ceilings", lambda dtype, *, seconds: found)
     device = calibrate(seconds=0.05)
