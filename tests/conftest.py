@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -14,6 +15,22 @@ import torch
 # The same examples on every machine and at every call; a failure repeats, and shared machines may be slow.
 hypothesis.settings.register_profile("polyhead", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("polyhead")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Let Python's collector of garbage pass over what stays to the end: modules, and thousands of tests.
+
+    A million objects are looked through in half a second, and that is done again and again while tests run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], 100)
 
 
 @pytest.fixture(autouse=True)
