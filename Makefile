@@ -6,8 +6,9 @@ JOBS ?= 2
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constraints.txt
-# Tests run side by side, so each process gets one thread: more would only fight over the same cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+# Tests run side by side, so each process gets one thread: more would only fight over the same cores. The threads of
+# tests that ask for several sleep while they wait.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 # The name of this machine's record in benchmarks/results: MACHINE=... gives another.
 MACHINE ?= $(shell uname -m)-$(shell getconf _NPROCESSORS_ONLN)-threads
