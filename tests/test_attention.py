@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
@@ -218,8 +218,8 @@ def test_second_derivatives_exist(choices: dict[str, Any]) -> None:
     assert torch.autograd.gradgradcheck(run, tuple(leaves.values()), fast_mode=True)
 
 
-@pytest.fixture
-def checked_attend() -> Iterator[Callable[..., Any]]:
+@pytest.fixture(scope="module")
+def checked_attend() -> Callable[..., Any]:
     """Return `attend` with its jaxtyping annotations checked at run time, from a second copy of its module."""
     name = "polyhead.attention"
     original = importlib.import_module(name)
@@ -227,7 +227,8 @@ def checked_attend() -> Iterator[Callable[..., Any]]:
         patch.setattr("polyhead.attention", original)  # restored at the end, on the package and among modules
         patch.delitem(sys.modules, name)
         with jaxtyping.install_import_hook(name, "beartype.beartype"):
-            yield importlib.import_module(name).attend
+            checked: Callable[..., Any] = importlib.import_module(name).attend
+    return checked
 
 
 @by_choices

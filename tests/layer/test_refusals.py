@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
@@ -107,8 +107,8 @@ def test_cross_attention_refuses_the_cache_of_self_attention() -> None:
 # --- the annotations
 
 
-@pytest.fixture
-def annotated() -> Iterator[Callable[[ph.Attention], ph.Attention]]:
+@pytest.fixture(scope="module")
+def annotated() -> Callable[[ph.Attention], ph.Attention]:
     """Make a layer anew with its jaxtyping annotations checked at run time, from a second copy of its module."""
     name = "polyhead.attention"
     original = importlib.import_module(name)
@@ -118,12 +118,12 @@ def annotated() -> Iterator[Callable[[ph.Attention], ph.Attention]]:
         with jaxtyping.install_import_hook(name, "beartype.beartype"):
             checked = importlib.import_module(name)
 
-        def remade(layer: ph.Attention) -> Any:
-            twin = checked.Attention(layer.spec, dtype=layer.o_proj.weight.dtype)
-            twin.load_state_dict(layer.state_dict())
-            return twin.eval()
+    def remade(layer: ph.Attention) -> Any:
+        twin = checked.Attention(layer.spec, dtype=layer.o_proj.weight.dtype)
+        twin.load_state_dict(layer.state_dict())
+        return twin.eval()
 
-        yield remade
+    return remade
 
 
 ADMITTED: dict[str, dict[str, Any]] = {
