@@ -162,6 +162,7 @@ def choices() -> st.SearchStrategy[Choices]:
     return st.builds(Choices, storage=storages(), position=positions(), pattern=patterns(), weighting=weightings())
 
 
+@functools.cache  # making a strategy costs more than drawing from it
 def specs() -> st.SearchStrategy[AttentionSpec]:
     """Return legal specs: what is undefined is replaced by the nearest that is defined."""
 

@@ -10,7 +10,7 @@ import torch
 
 import polyhead as ph
 from polyhead.kernels import stages
-from tests.inputs import Inputs, spec
+from tests.inputs import INPUTS, Inputs, spec
 from tests.tolerances import assert_close
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -114,7 +114,8 @@ def test_without_dropout_nothing_is_drawn() -> None:
 )
 def test_the_mean_over_draws_is_the_output_without_dropout(weighting: Any) -> None:
     inputs = Inputs.draw(spec("gqa", weighting=weighting), 5, batch=1, q_len=3, kv_len=4)
-    draws = many(inputs, 0.3, 2000)
+    copies = {name: inputs.learned[name].repeat(2000, axis=0) for name in INPUTS}  # each of a batch is a draw
+    (draws,) = many(inputs.changing(**copies), 0.3, 1)
     error = (draws.mean(0) - inputs.attend(torch.float64)).abs()
     assert (error < 5 * draws.std(0) / 2000**0.5 + 1e-12).all(), "within five standard errors"
     assert draws.std(0).min() > 0

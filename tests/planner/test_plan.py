@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -270,11 +271,13 @@ def test_the_exercises_memory_at_256k() -> None:
 
 
 LONGER = st.integers(1, 20_000)
+described = functools.cache(ph.model)  # from its config, which takes as long as to price it
 
 
 def priced(variant: Variant | None = None, **options: object) -> Stack:
     """Price one stack alone, the model's own if no other is given."""
-    begun = planning(**{"model": "llama-3-8b", "device": "h100", "optimise": "latency", **options})  # type: ignore[arg-type]
+    model = described(str(options.pop("model", "llama-3-8b")))
+    begun = planning(model, **{"device": "h100", "optimise": "latency", **options})  # type: ignore[arg-type]
     return begun.priced(variant or Variant(model=begun.base, changed=()))
 
 
@@ -298,7 +301,7 @@ def test_more_never_costs_less(name: str, context: int, more: int, batch: int, t
 def test_a_wider_window_never_costs_less(context: int, window: int, more: int) -> None:
     def windowed(size: int) -> Stack:
         pattern = ph.SlidingWindow.causal(size)
-        other = changed(ph.model("llama-3-8b"), lambda spec, _: dataclasses.replace(spec, pattern=pattern))
+        other = changed(described("llama-3-8b"), lambda spec, _: dataclasses.replace(spec, pattern=pattern))
         return priced(Variant(model=other, changed=("pattern",)), context=context)
 
     narrow, wide = windowed(window), windowed(window + more)
