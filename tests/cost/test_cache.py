@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 import polyhead as ph
 from polyhead.cost import CacheBytes, Engine, cache_bytes, expanded
 from polyhead.errors import SpecError
+from tests.walk import walk
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 2**30
@@ -89,10 +90,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("max_seq_len", [None, 100])
-@pytest.mark.parametrize("stored", DTYPES)
-@pytest.mark.parametrize("length", [0, 1, 5, 6, 7, 8, 63, 64, 65, 100])
-@pytest.mark.parametrize("kind", KINDS)
+@walk("kind, length, stored, max_seq_len", list(KINDS), [0, 1, 5, 6, 7, 8, 63, 64, 65, 100], list(DTYPES), [None, 100])
 def test_real_tensors_take_as_much(kind: str, length: int, stored: str, max_seq_len: int | None) -> None:
     spec, dtype = KINDS[kind], DTYPES[stored]
     cache = ph.cache.new_cache(spec, batch=3, max_seq_len=max_seq_len, dtype=dtype)

@@ -15,6 +15,7 @@ from polyhead.hf import adopt, release
 from polyhead.hf.families import FAMILIES, Adopted
 from tests.hf.tiny import MODELS, WINDOW, tiny
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 PROMPT, NEW = 9, 10
 
@@ -58,10 +59,8 @@ def whole(model: Any, numbers: Tensor, mask: Tensor) -> Tensor:
         return model(**given(model, numbers, mask), use_cache=False).logits
 
 
-@by_model
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("run", [decoded, whole])
-def test_an_adopted_model_gives_the_same_and_a_released_one_its_own_again(name: str, padded: bool, run: Any) -> None:
+@walk("run, padded, name", {"decoded": decoded, "whole": whole}, {"alike": False, "padded": True}, list(MODELS))
+def test_an_adopted_model_gives_the_same_and_a_released_one_its_own_again(run: Any, padded: bool, name: str) -> None:
     model = tiny(name)
     numbers, mask = tokens(padded=padded)
     theirs = run(model, numbers, mask)

@@ -14,6 +14,7 @@ from tests.compositions.choices import PATTERNS, Sizes
 from tests.inputs import VARIED, Inputs, spec
 from tests.kernels.watch import NothingAsLargeAs, multiplications
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 DYNAMIC = ph.Rotary(theta=50.0, scaling=ph.DynamicNTKScaling(factor=3.0, original_max_seq_len=4))
 CHOICES = {
@@ -24,11 +25,6 @@ CHOICES = {
 CAPPED = {"weighting": ph.Softmax(softcap=5.0)}
 SIZES = Sizes(num_heads=4, width=8, v_width=None, seed=3)
 by_choices = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-EVERY_PAIR = [
-    pytest.param(choices, pattern, id=f"{name}-{kind}", marks=pytest.mark.slow if (i + j) % 4 else ())
-    for i, (name, choices) in enumerate(CHOICES.items())
-    for j, (kind, pattern) in enumerate(PATTERNS.items())
-]
 HEADS = {"heads together": 10**6, "head by head": 0}
 
 
@@ -52,9 +48,8 @@ def check(inputs: Inputs) -> None:
         assert_close(found["blockwise"][name], expected, torch.float64, what=name)
 
 
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("choices", "pattern"), EVERY_PAIR)
-def test_blocks_give_what_the_score_matrix_gives(choices: dict[str, Any], pattern: Any) -> None:
+@walk("small_blocks, choices, pattern", HEADS, CHOICES, PATTERNS, one_in=8, indirect=["small_blocks"])
+def test_blocks_give_what_the_score_matrix_gives(small_blocks: None, choices: dict[str, Any], pattern: Any) -> None:
     for storage, q_len, kv_len in [("gqa", 9, 9), ("mla", 4, 10)]:
         whole = spec(storage, **{**choices, "pattern": pattern(SIZES)})
         inputs = Inputs.draw(whole, q_len, q_len=q_len, kv_len=kv_len)

@@ -16,6 +16,7 @@ from polyhead.kernels.common import Case
 from tests.inputs import Inputs
 from tests.kernels.watch import NothingNewAsLargeAs
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 WAYS = ["decode", pytest.param("numba", marks=needs_numba)]
@@ -94,9 +95,12 @@ def test_every_mechanism_it_takes(kernel: str, name: str, q_len: int) -> None:
     check(Inputs.draw(spec(name), 0, q_len=q_len, kv_len=301), kernel)
 
 
-@pytest.mark.parametrize("kv_len", [1, 2, 63, 64, 65, 127, 128, 129, 192, 256, 257])
-@pytest.mark.parametrize("q_len", [1, 2, 16])
-@pytest.mark.parametrize("name", ["causal, RoPE", "window", "DiffLlama"])
+@walk(
+    "name, q_len, kv_len",
+    ["causal, RoPE", "window", "DiffLlama"],
+    [1, 2, 16],
+    [1, 2, 63, 64, 65, 127, 128, 129, 192, 256, 257],
+)
 @BOTH
 def test_lengths_around_every_boundary(kernel: str, name: str, q_len: int, kv_len: int) -> None:
     check(Inputs.draw(spec(name), 1, q_len=q_len, kv_len=kv_len), kernel)

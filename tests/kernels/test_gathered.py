@@ -16,6 +16,7 @@ from tests.inputs import Inputs, spec
 from tests.kernels.test_blockwise import CAPPED, CHOICES, SIZES
 from tests.kernels.watch import NothingAsLargeAs, multiplications
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 LISTED = {name: of for name, of in PATTERNS.items() if of(SIZES).degree is not None}
 LINKS = ph.RandomLinks(per_query=2, seed=0)
@@ -23,7 +24,10 @@ BIGBIRD = ph.BigBird(radius=1, num_global=2, num_random=3)
 by_choices = pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 
 
-@pytest.fixture(params=[10, 1000], ids=["a query at a time", "some queries"])
+PIECES = {"a query at a time": 10, "some queries": 1000}
+
+
+@pytest.fixture(params=PIECES.values(), ids=PIECES)
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathered, "GATHERED_ELEMENTS", request.param)
     monkeypatch.setattr(gathered, "ROW_ELEMENTS", request.param)
@@ -45,26 +49,26 @@ def check(inputs: Inputs) -> None:
         assert_close(ours[name], expected, torch.float64, what=name)
 
 
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("pattern", LISTED.values(), ids=LISTED)
-def test_every_pattern_gives_what_the_score_matrix_gives(pattern: Any) -> None:
+@walk("small_pieces, pattern", PIECES, LISTED, indirect=["small_pieces"])
+def test_every_pattern_gives_what_the_score_matrix_gives(small_pieces: None, pattern: Any) -> None:
     check(Inputs.draw(spec("gqa", pattern=pattern(SIZES), **CAPPED), 1, q_len=9, kv_len=9))
 
 
-@pytest.mark.usefixtures("small_pieces")
-@by_choices
-@pytest.mark.parametrize("name", ["links", "links-per-head", "bigbird-and-causal", "global-last"])
-def test_every_stack_gives_what_the_score_matrix_gives(choices: dict[str, Any], name: str) -> None:
+STACKED = ("links", "links-per-head", "bigbird-and-causal", "global-last")
+
+
+@walk("small_pieces, choices, name", PIECES, CHOICES, STACKED, indirect=["small_pieces"])
+def test_every_stack_gives_what_the_score_matrix_gives(small_pieces: None, choices: dict[str, Any], name: str) -> None:
     for storage, q_len, kv_len in [("gqa", 9, 9), ("mla", 4, 10)]:
         whole = spec(storage, **{**choices, "pattern": LISTED[name](SIZES)})
         inputs = Inputs.draw(whole, q_len, q_len=q_len, kv_len=kv_len)
         check(inputs.giving(key_mask=np.random.default_rng(1).random((2, kv_len)) < 0.7))
 
 
-@pytest.mark.usefixtures("small_pieces")
-@by_choices
-@pytest.mark.parametrize("pattern", [LINKS, BIGBIRD, ph.Global(first=2)], ids=repr)
-def test_packed_sequences(choices: dict[str, Any], pattern: ph.Pattern) -> None:
+@walk(
+    "small_pieces, choices, pattern", PIECES, CHOICES, [LINKS, BIGBIRD, ph.Global(first=2)], indirect=["small_pieces"]
+)
+def test_packed_sequences(small_pieces: None, choices: dict[str, Any], pattern: ph.Pattern) -> None:
     segments = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4, 4, 4, 9]])
     check(Inputs.draw(spec("gqa", **{**choices, "pattern": pattern}), 2, q_len=9, kv_len=9).giving(segments=segments))
 

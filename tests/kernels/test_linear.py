@@ -15,6 +15,7 @@ from polyhead.position import rotary
 from tests.inputs import INPUTS, Inputs, spec
 from tests.kernels.watch import NothingAsLargeAs, multiplications
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 MAPS = ("elu+1", "relu", "softplus")
 PATTERNS = {"full": ph.Full(), "causal": ph.Causal()}
@@ -26,7 +27,8 @@ POSITIONS = {
 by_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 by_position = pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS)
 by_map = pytest.mark.parametrize("feature_map", MAPS)
-by_storage = pytest.mark.parametrize("storage", ["mha", "gqa", "mla"])
+STORAGES = ("mha", "gqa", "mla")
+by_storage = pytest.mark.parametrize("storage", STORAGES)
 
 
 def draw(seed: int, storage: str = "gqa", feature_map: str = "elu+1", **more: Any) -> Inputs:
@@ -48,10 +50,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-@by_pattern
-@by_position
-@by_map
-@by_storage
+@walk("storage, feature_map, position, pattern", STORAGES, MAPS, POSITIONS, PATTERNS)
 def test_sums_give_what_the_score_matrix_gives(storage: str, feature_map: str, position: Any, pattern: Any) -> None:
     for q_len, kv_len in [(1, 1), (4, 4), (9, 9), (1, 9), (3, 12), (8, 9)]:
         inputs = draw(q_len, storage, feature_map, position=position, pattern=pattern, q_len=q_len, kv_len=kv_len)

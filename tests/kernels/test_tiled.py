@@ -15,6 +15,7 @@ from polyhead.kernels.common import Case
 from tests.inputs import Inputs
 from tests.kernels.watch import NothingAsLargeAs
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 pytestmark = pytest.mark.skipif(flash.missing() is not None, reason="PyTorch's operator is another one")
 
@@ -93,20 +94,26 @@ def test_every_pattern_gives_what_the_whole_matrix_gives(pattern: str, lengths: 
     check(Inputs.draw(spec, 0, q_len=lengths[0], kv_len=lengths[1]))
 
 
-@pytest.mark.parametrize("lengths", [(300, 300), (40, 301), (40, 30)], ids=str)
-@pytest.mark.parametrize("pattern", ["full", "causal", "window", "two-sided window", "future window"])
-@pytest.mark.parametrize("position", POSITIONS)
+@walk(
+    "position, pattern, lengths",
+    list(POSITIONS),
+    ["full", "causal", "window", "two-sided window", "future window"],
+    [(300, 300), (40, 301), (40, 30)],
+)
 def test_every_bias_on_a_band(position: str, pattern: str, lengths: tuple[int, int]) -> None:
     spec = of(PATTERNS[pattern], POSITIONS[position], "sinks")
     check(Inputs.draw(spec, 1, q_len=lengths[0], kv_len=lengths[1]))
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("lengths", [(70, 90), (300, 300)], ids=str)
-@pytest.mark.parametrize("pattern", ["full", "causal", "first tokens kept", "BigBird"])
-@pytest.mark.parametrize("copied", [2**12, 2**24], ids=["head by head", "heads together"])
+@walk(
+    "copied, pattern, lengths, stack",
+    {"head by head": 2**12, "heads together": 2**24},
+    ["full", "causal", "first tokens kept", "BigBird"],
+    [(70, 90), (300, 300)],
+    list(STACKS),
+)
 def test_every_stack(
-    stack: str, pattern: str, copied: int, lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    copied: int, pattern: str, lengths: tuple[int, int], stack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "COPIED_BYTES", copied)
     monkeypatch.setattr(formed, "NUMBERED_KEYS", copied)

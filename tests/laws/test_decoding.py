@@ -36,6 +36,7 @@ from tests.laws.programs import (
     run,
 )
 from tests.tolerances import assert_close
+from tests.walk import walk
 
 # --- any program of operations
 
@@ -219,10 +220,8 @@ PIECES = {
 }
 
 
-@by_stack
-@pytest.mark.parametrize("how", PIECES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_decoding_in_pieces_equals_one_forward(name: str, how: str, dtype: torch.dtype) -> None:
+@walk("dtype, how, name", [torch.float64, torch.float32], list(PIECES), list(STACKS))
+def test_decoding_in_pieces_equals_one_forward(dtype: torch.dtype, how: str, name: str) -> None:
     whole = stack(name, dtype)
     cache = whole.new_cache()
     output = torch.cat([whole.feed(cache, whole.x[:, piece]) for piece in PIECES[how]], dim=1)
@@ -298,10 +297,8 @@ def test_where_distance_alone_matters_padding_at_the_left_is_nothing(name: str) 
 ROLLING = [name for name, layer in STACKS.items() if retention(layer.attention, layer.source).kind == "rolling"]
 
 
-@pytest.mark.parametrize("name", ROLLING)
-@pytest.mark.parametrize("past_the_edge", [-1, 0, 1, 2])
-@pytest.mark.parametrize("slack", [0, 1, 2])
-def test_chunks_across_the_edge_of_a_window_decode_as_one_forward(name: str, past_the_edge: int, slack: int) -> None:
+@walk("slack, past_the_edge, name", [0, 1, 2], [-1, 0, 1, 2], ROLLING)
+def test_chunks_across_the_edge_of_a_window_decode_as_one_forward(slack: int, past_the_edge: int, name: str) -> None:
     whole = stack(name)
     left, first = retention(whole.layer.attention).reach
     prompt = first + left + past_the_edge
