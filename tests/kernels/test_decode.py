@@ -154,6 +154,14 @@ def test_masked_keys_and_given_positions(kernel: str, name: str) -> None:
     check(inputs.giving(query_positions=places[:, 50:53], key_positions=places), kernel)
 
 
+@pytest.mark.parametrize("name", ["full", "causal, RoPE", "first tokens kept", "paper"])
+@pytest.mark.parametrize("length", [2, 16])
+@BOTH
+def test_packed_sequences(kernel: str, length: int, name: str) -> None:
+    segments = np.stack([np.arange(length) // 5, np.arange(length) >= length - 1])
+    check(Inputs.draw(spec(name), 12, q_len=length, kv_len=length).giving(segments=segments), kernel)
+
+
 @BOTH
 def test_what_is_not_finite_reaches_what_sees_it_and_no_other(kernel: str) -> None:
     inputs = Inputs.draw(spec("first tokens kept"), 4, q_len=2, kv_len=200)

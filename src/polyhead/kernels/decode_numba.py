@@ -190,10 +190,10 @@ def _limits(call: Call, places: list[list[int]]) -> tuple[list[tuple[int, int]],
     case, pattern = call.case, call.case.spec.pattern
     lengths = call.kv_lengths or (case.kv_len,) * len(places)
     in_order = (case.aligned or case.ragged) and isinstance(pattern, Band)
-    if case.key_mask or not in_order:
+    if case.key_mask or case.segments or not in_order:
         every = [(0, length) for length in lengths]
         each = [span for span in every for _ in range(case.q_len)]
-        whole = pattern == Full() and not case.key_mask
+        whole = pattern == Full() and not case.key_mask and not case.segments
         return every, each, None if whole else allowed_pairs(call).contiguous()
     assert isinstance(pattern, Band)
     spans, seen = [], []
