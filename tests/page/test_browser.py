@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,27 @@ def test_a_sentence_through_a_model(visit: Visit, tiny_model: Path) -> None:
     other = AttentionComparison.from_model(str(tiny_model), TEXT, layer=0, head=1)
     wanted = expected_table(other, len(own.tokens) - 1)
     assert settled(page, READ_TABLE, wanted) == wanted
+
+
+def test_a_link_to_another_input_asks_for_no_token_of_the_old_one(visit: Visit) -> None:
+    """A token past the example's five would be refused, which the browser's console would tell."""
+    text = "&".join(f"matrix.source.{name}={value}" for name, value in SOURCE.items())
+    page = visit(f"#1?screen=learn&token=12&{text}")
+    page.wait_for_selector(".tokens label:nth-of-type(13)")
+    page.wait_for_selector("svg.stage")
+
+    def late(route: Any) -> None:
+        time.sleep(0.4)
+        route.continue_()
+
+    page.route("**/api/v1/matrix", late)
+    page.evaluate("location.hash = '#1?screen=learn&mechanism=rope'")
+    page.wait_for_selector(".tokens:not(:has(label:nth-of-type(6)))")
+    page.wait_for_load_state("networkidle")
+    page.wait_for_selector("svg.stage")
+
+
+SOURCE = {"kind": "text", "layer": 0, "head": 0, "bare": "false", "second_text": "null", "text": TEXT}
 
 
 def test_a_whole_matrix_and_a_difference(visit: Visit, comparison: AttentionComparison) -> None:

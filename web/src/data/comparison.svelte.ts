@@ -43,6 +43,11 @@ class Comparison {
   title = $derived((this.matrix?.title ?? "") + (this.matrix && this.matrix.num_heads > 1 ? `, head ${this.matrix.head}` : ""));
   is_saved = recorded !== null;
 
+  /** Whether what is shown is of a source, and not of the one before while it is asked for. */
+  isOf(source: unknown): boolean {
+    return this.matrix !== null && canonical(this.#source) === canonical(source);
+  }
+
   /** Asks for the input, unless it is what was asked for last. */
   async load(body: Body): Promise<void> {
     const key = canonical(body);
