@@ -18,6 +18,7 @@ from polyhead.dashboard import app as application
 from polyhead.dashboard.answers import QUESTIONS, Dashboard
 from polyhead.dashboard.app import MAX_ARRAYS, MAX_JSON, make_app
 from polyhead.dashboard.guard import Guard
+from polyhead.dashboard.state import defaults
 from polyhead.errors import CheckpointError, MissingExtraError
 from tests.dashboard.conftest import Ask
 
@@ -33,7 +34,7 @@ def error_of(response: Any) -> dict[str, str]:
 
 def test_the_page_is_served(client: TestClient) -> None:
     response = client.get("/")
-    assert response.text == page.html()
+    assert response.text == page.filled(defaults(), None)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
 
 
@@ -200,7 +201,7 @@ def raising(error: Exception) -> Callable[[], Any]:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(MissingExtraError("needs torch"), 424), (CheckpointError("is broken"), 409), (FileNotFoundError("/root/x"), 500)],
+    [(MissingExtraError("needs torch"), 424), (CheckpointError("is broken"), 409), (FileNotFoundError("secret"), 500)],
 )
 def test_what_an_error_becomes(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int) -> None:
     response = questions(monkeypatch, raising(error)).post("/api/v1/compare", json={})

@@ -43,14 +43,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_model: Path) -> str:
-    """Serve the dashboard until the tests end; return its address."""
+    """Serve the dashboard with a tiny model until the tests end; return its address."""
     from polyhead.dashboard.answers import Dashboard
+
+    return served(Dashboard.of(str(tiny_model)))
+
+
+def served(board: Any) -> str:
+    """Serve a dashboard until the tests end; return its address."""
     from polyhead.dashboard.serve import listen, serve, url_of
 
     opened = listen("127.0.0.1", 0)
     ready = threading.Event()
-    arguments = (Dashboard.of(str(tiny_model)), opened, "127.0.0.1")
-    threading.Thread(target=serve, args=arguments, kwargs={"ready": ready.set}, daemon=True).start()
+    arguments, options = (board, opened, "127.0.0.1"), {"ready": ready.set}
+    threading.Thread(target=serve, args=arguments, kwargs=options, daemon=True).start()
     assert ready.wait(20)
     return url_of(opened, "127.0.0.1")
 
@@ -61,11 +67,13 @@ def visit(browser: Any, server: str) -> Iterator[Visit]:
     contexts: list[Any] = []
     asked: list[str] = []
     thrown: list[str] = []
+    own = {server}
 
     def visit(fragment: str = "", base: str = server, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
         context.set_default_timeout(10_000)
         contexts.append(context)
+        own.add(base)
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: thrown.append(str(error)))
@@ -77,4 +85,4 @@ def visit(browser: Any, server: str) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert not thrown
-    assert not [url for url in asked if not url.startswith((server, "data:", "blob:", "file:", "about:"))]
+    assert not [url for url in asked if not url.startswith((*own, "data:", "blob:", "file:", "about:"))]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from polyhead.catalog import TEXTBOOK, mechanism, mechanisms
 from polyhead.catalog.controls import settings_from
 from polyhead.compare import AttentionComparison
+from polyhead.dashboard.answers import Dashboard
 from tests.hf.conftest import TEXT
 from tests.page.browsing import READ_OUTPUTS, READ_TABLE, Visit, expected_outputs, expected_table, settled
+from tests.page.conftest import served
 
 SCREENS = ("compare", "matrix", "compose", "plan", "measure", "learn")
 
@@ -201,6 +205,21 @@ def test_a_sentence_through_a_model(visit: Visit, tiny_model: Path) -> None:
     page.get_by_role("button", name="Tables").click()
     other = AttentionComparison.from_model(str(tiny_model), TEXT, layer=0, head=1)
     wanted = expected_table(other, len(own.tokens) - 1)
+    assert settled(page, READ_TABLE, wanted) == wanted
+
+
+def test_a_server_that_was_given_arrays_begins_with_them(visit: Visit) -> None:
+    query, key, value = np.random.default_rng(0).normal(size=(3, 2, 6, 4))
+    file = io.BytesIO()
+    np.savez(file, query=query, key=key, value=value)
+    page = visit(base=served(Dashboard.of().beginning_with(file.getvalue(), "qkv.npz")))
+    page.get_by_role("button", name="Tables").click()
+    wanted = expected_table(AttentionComparison(query, key, value), 5)
+    assert settled(page, READ_TABLE, wanted) == wanted
+    page.get_by_role("button", name="The shared example").click()
+    wanted = expected_table(AttentionComparison(), 1)
+    assert settled(page, READ_TABLE, wanted) == wanted
+    page.reload()  # a link says what it differs in from any page, however its server was started
     assert settled(page, READ_TABLE, wanted) == wanted
 
 

@@ -16,7 +16,17 @@ from numpy.typing import ArrayLike
 from polyhead.catalog import TEXTBOOK, Settings, mechanism, mechanisms
 from polyhead.compare import engine as engines
 from polyhead.compare.differences import Difference, difference
-from polyhead.compare.inputs import Array, Fitted, Inputs, array_inputs, check_size, example_inputs, fit, fit_mechanism
+from polyhead.compare.inputs import (
+    Array,
+    Fitted,
+    Inputs,
+    array_inputs,
+    check_size,
+    checked_head,
+    example_inputs,
+    fit,
+    fit_mechanism,
+)
 from polyhead.compare.table import Row, Table, View
 from polyhead.errors import ShapeError, SpecError, UnknownNameError, UnsupportedError, unknown_name
 from polyhead.spec import AttentionSpec
@@ -98,7 +108,7 @@ class AttentionComparison:
         self.title = title
         self.settings = settings
         self.engine = engine
-        self.head = self._checked_head(head)
+        self.head = checked_head(self.inputs, head)
         self._added: list[str] = []
         self._results: dict[str, Result] = {}
 
@@ -189,15 +199,8 @@ class AttentionComparison:
             UnknownNameError: If the head does not exist.
         """
         other = copy.copy(self)
-        other.head = self._checked_head(head)
+        other.head = checked_head(self.inputs, head)
         return other
-
-    def _checked_head(self, head: int) -> int:
-        count = len(self.inputs.query)
-        if not -count <= head < count:
-            there_is = f"heads 0 to {count - 1}" if count > 1 else "one head, 0"
-            raise UnknownNameError(f"head={head} does not exist; the input has {there_is}")
-        return head % count
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from polyhead.catalog import EXAMPLE, Mechanism, Settings
 from polyhead.compare.latent import half_rank, latent_of
-from polyhead.errors import ShapeError, UnsupportedError
+from polyhead.errors import ShapeError, UnknownNameError, UnsupportedError
 from polyhead.oracle import rotate
 from polyhead.spec import AttentionSpec, Differential, Grouped, Latent, Rotary
 from polyhead.spec.position import ClippedBias
@@ -169,6 +169,26 @@ def check_size(inputs: Inputs) -> None:
             f"{length} tokens and {heads} heads make {heads * length**2:,} weights for each mechanism; "
             f"a comparison keeps whole matrices, give at most {most} tokens"
         )
+
+
+def checked_head(inputs: Inputs, head: int) -> int:
+    """Return a head's number, counted from 0.
+
+    Args:
+        inputs: The inputs.
+        head: The head; negative numbers count from the last.
+
+    Returns:
+        Its number.
+
+    Raises:
+        UnknownNameError: If it does not exist.
+    """
+    count = len(inputs.query)
+    if not -count <= head < count:
+        there_is = f"heads 0 to {count - 1}" if count > 1 else "one head, 0"
+        raise UnknownNameError(f"head={head} does not exist; the input has {there_is}")
+    return head % count
 
 
 def fit_mechanism(mechanism: Mechanism, inputs: Inputs, settings: Settings) -> Fitted:

@@ -110,7 +110,7 @@ def make_app(board: Dashboard, hosts: Iterable[str] = ()) -> Guard:
     Returns:
         An ASGI application.
     """
-    turns, html = Turns(MAX_WAITING), page.html()
+    turns, html = Turns(MAX_WAITING), page.filled(board.state, None)
     policy = {"content-security-policy": page_policy(html)}
     description = msgspec.json.encode(openapi(ROOT))
     app = Starlette(

@@ -69,12 +69,12 @@ def version() -> str:
         return "0"
 
 
-def filled(state: Mapping[str, Any], answers: Iterable[Answer]) -> str:
-    """Return the page with answers in it, so that it needs no server.
+def filled(state: Mapping[str, Any], answers: Iterable[Answer] | None) -> str:
+    """Return the page with a state to begin with, and with answers in it, so that it needs no server.
 
     Args:
         state: What the page shows at first.
-        answers: What it may ask; to anything else it says that nothing was recorded.
+        answers: What it may ask; to anything else it says that nothing was recorded. None: it asks its server.
 
     Returns:
         The page as one HTML text.
@@ -85,7 +85,8 @@ def filled(state: Mapping[str, Any], answers: Iterable[Answer]) -> str:
     empty, text = PLACE.format("null"), html()
     if text.count(empty) != 1:
         raise CheckpointError(f"page.html has {text.count(empty)} places for recorded answers; type: make page")
-    recorded = {"version": version(), "state": state, "answers": [answer.to_data() for answer in answers]}
+    held = None if answers is None else [answer.to_data() for answer in answers]
+    recorded = {"version": version(), "state": state, "answers": held}
     return text.replace(empty, PLACE.format(_inside_script(recorded)))
 
 

@@ -24,7 +24,14 @@ export class Refusal extends Error {
   }
 }
 
-const held = JSON.parse(document.getElementById("polyhead-recorded")?.textContent ?? "null") as Recorded | null;
+/** What the page was given: a state to begin with and, if it is a saved one, answers. */
+const given = JSON.parse(document.getElementById("polyhead-recorded")?.textContent ?? "null") as
+  | (Omit<Recorded, "answers"> & { answers: Answer[] | null })
+  | null;
+const held = given?.answers ? (given as Recorded) : null;
+
+/** What a page that was served or saved begins with. */
+export const begun = given?.state;
 
 /** What a saved page holds; null where a server answers. */
 export const recorded: Recorded | null = held;

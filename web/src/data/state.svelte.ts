@@ -1,6 +1,6 @@
 // All that a link can carry, and how a link spells it: what differs from the page's beginning.
 import { catalogue, choices, mechanismOf } from "./catalogue";
-import { recorded } from "./ask";
+import { begun, recorded } from "./ask";
 import type { Settings, Source } from "./types";
 
 export const screens = ["compare", "matrix", "compose", "plan", "measure", "learn"] as const;
@@ -60,13 +60,12 @@ const beginning: State = {
   ...(structuredClone(catalogue.state) as unknown as Pick<State, "matrix" | "compose" | "plan">),
 };
 
-/** The state before any link: the page's own, or that of whoever saved it. */
-function initial(): State {
-  const state = structuredClone(beginning);
-  return recorded === null ? state : Object.assign(state, structuredClone(recorded.state));
+function beginningWith(given: Record<string, unknown> | undefined): State {
+  return Object.assign(structuredClone(beginning), structuredClone(given));
 }
 
-const defaults = initial();
+/** What links tell the difference from: the page's own beginning, or that of whoever saved it. */
+const defaults = beginningWith(recorded?.state);
 
 export const page: State = $state(fromFragment(location.hash));
 
@@ -104,7 +103,9 @@ export function fragmentOf(of: State): string {
   return `#${VERSION}${query && `?${query}`}`;
 }
 
+/** The state of an address; without a fragment what the page, or its server, was started with. */
 function fromFragment(fragment: string): State {
+  if (fragment.length < 2) return beginningWith(begun);
   const fresh = structuredClone(defaults);
   const [written, query = ""] = fragment.replace(/^#/, "").split(/\?(.*)/s);
   if (written !== VERSION) return fresh;
