@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,20 +30,6 @@ from polyhead.compare.inputs import (
 from polyhead.compare.table import Row, Table, View
 from polyhead.errors import ShapeError, SpecError, UnknownNameError, UnsupportedError, unknown_name
 from polyhead.spec import AttentionSpec
-
-
-class Result(NamedTuple):
-    """One mechanism's whole result.
-
-    Attributes:
-        fitted: The spec and inputs that ran.
-        output: ``[heads, q_len, v_width]``.
-        weights: ``[heads, q_len, kv_len]``.
-    """
-
-    fitted: Fitted
-    output: Array
-    weights: Array
 
 
 class AttentionComparison:
@@ -110,7 +96,7 @@ class AttentionComparison:
         self.engine = engine
         self.head = checked_head(self.inputs, head)
         self._added: list[str] = []
-        self._results: dict[str, Result] = {}
+        self._results: dict[str, engines.Result] = {}
 
     @classmethod
     def from_model(
@@ -331,7 +317,7 @@ class AttentionComparison:
         """Return how every pair of mechanisms differs for a token, and where it does not, why it should not."""
         return [difference(first, second) for first, second in combinations(self.table(token), 2)]
 
-    def result(self, name: str | int) -> Result:
+    def result(self, name: str | int) -> engines.Result:
         """Return one mechanism's whole result: all heads, all tokens."""
         known = self.known(name)
         if known not in self._results:
@@ -399,8 +385,8 @@ class AttentionComparison:
 
         return of_comparison(self)
 
-    def _run(self, fitted: Fitted, tile: int | None = None) -> Result:
-        return Result(fitted, *engines.run(fitted, self.engine, tile))
+    def _run(self, fitted: Fitted, tile: int | None = None) -> engines.Result:
+        return engines.Result(fitted, *engines.run(fitted, self.engine, tile))
 
     def _row(self, name: str, position: int) -> Row:
         return self.view(name).row(position, self._shown(self.result("scaled-dot-product").output))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,20 @@ from polyhead.oracle import attend as oracle_attend, attend_tiled, trace as orac
 from polyhead.oracle.trace import Trace
 
 ENGINES = ("numpy", "torch")
+
+
+class Result(NamedTuple):
+    """One mechanism's whole result.
+
+    Attributes:
+        fitted: The spec and inputs that ran.
+        output: ``[heads, q_len, v_width]``.
+        weights: ``[heads, q_len, kv_len]``.
+    """
+
+    fitted: Fitted
+    output: Array
+    weights: Array
 
 
 def run(fitted: Fitted, engine: str, tile: int | None) -> tuple[Array, Array]:
